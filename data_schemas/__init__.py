@@ -1,0 +1,1 @@
+"""The contract between jobs that write stores and code that reads them (numpy and pyarrow only)."""

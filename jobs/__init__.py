@@ -1,0 +1,1 @@
+"""Commands, Ray scheduling and configuration: the only part that starts work."""

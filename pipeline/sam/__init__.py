@@ -1,0 +1,1 @@
+"""SAM 2: its backend, its prompts, its decoder features, its proposals."""

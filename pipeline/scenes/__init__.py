@@ -1,0 +1,1 @@
+"""The embedded scenes: procedural images that show the problem the papers solve."""
