@@ -1,0 +1,72 @@
+"""What the rest of the pipeline may ask of a SAM: embed images, decode points, read decoder tokens."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class ImageEmbedding:
+    """One encoded image; opaque to callers, made by :meth:`SamBackend.embed` and given back to it."""
+
+    tokens: Tensor
+    """[1, C, gh, gw] image tokens on the backend's device."""
+    high_resolution: tuple[Tensor, ...]
+    """Skip features of the mask decoder, finest first; empty where the model has none."""
+    size_hw: tuple[int, int]
+    """Height and width of the canonical image."""
+
+
+@dataclass(frozen=True)
+class PointMasks:
+    """Three candidate masks for each of P prompts."""
+
+    logits: Tensor
+    """[P, 3, h, w] float32 at the decoder's own resolution; the mask is where they exceed 0."""
+    predicted_iou: Tensor
+    """[P, 3] float32, SAM's own estimate of each candidate's quality."""
+
+
+class SamBackend(Protocol):
+    """A promptable segmenter. All coordinates are canonical pixels, pixel centres at +0.5."""
+
+    @property
+    def name(self) -> str:
+        """What the user called it, recorded in stores."""
+
+    @property
+    def sha256(self) -> str:
+        """Digest of the weights, recorded in stores."""
+
+    @property
+    def grid_hw(self) -> tuple[int, int]:
+        """Rows and columns of the decoder's token grid, which covers the whole canonical image."""
+
+    @property
+    def input_hw(self) -> tuple[int, int]:
+        """Size in pixels to which every image is stretched before encoding."""
+
+    def embed(self, images: Sequence[NDArray[np.uint8]]) -> list[ImageEmbedding]:
+        """Encode RGB images [H, W, 3] uint8, of any sizes, as one batch."""
+
+    def decode_points(self, embedding: ImageEmbedding, points_xy: Tensor, labels: Tensor) -> PointMasks:
+        """Masks for P prompts of K points each.
+
+        Args:
+            embedding: the image.
+            points_xy: [P, K, 2] float, canonical pixels.
+            labels: [P, K] int: 1 on the object, 0 off the object, -1 padding.
+        """
+
+    def decoder_tokens(self, embedding: ImageEmbedding, points_xy: Tensor) -> Tensor:
+        """[P, C, gh, gw] float32 image tokens after the decoder's last two-way block.
+
+        One positive point [P, 2] per prompt; every prompt has its own, conditioned map.
+        """
+
+    def upsample(self, logits: Tensor, size_hw: tuple[int, int]) -> Tensor:
+        """Mask logits [M, h, w] at canonical size, [M, H, W] float32, bilinear."""
