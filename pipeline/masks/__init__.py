@@ -1,0 +1,1 @@
+"""Binary masks: run-length codes, overlaps, point prompts and the way between view and canonical frame."""

@@ -1,0 +1,384 @@
+"""COCO run-length masks: strict parsing, encoding, and foreground runs without decoding a pixel.
+
+The only importer of pycocotools besides the evaluation oracle. Pixels are enumerated column by column (flat index
+= column * height + row), as COCO does. pycocotools decodes malformed codes to wrong masks without a word, so every
+code is unpacked and checked here with numpy before the library sees it.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import TypedDict
+
+import numpy as np
+from numpy.typing import NDArray
+from pycocotools import mask as coco_mask
+
+from pipeline.errors import AnnotationError
+
+MAX_MASK_PIXELS = 200_000_000  # refuse a forged `size` before anything of that size is allocated
+_MAX_CHARS_PER_COUNT = 7  # 35 bits: more than any count of a mask of MAX_MASK_PIXELS can need
+_SHORTEST_POLYGON = 6  # numbers: three points
+
+
+class Rle(TypedDict):
+    """A compressed COCO mask: `size` is [height, width], `counts` the COCO string."""
+
+    size: list[int]
+    counts: str
+
+
+def encode(mask: NDArray[np.bool_]) -> Rle:
+    """Encode one mask.
+
+    Args:
+        mask: [H, W] bool (or 0/1 integers).
+
+    Returns:
+        The compressed code, byte for byte what pycocotools writes.
+    """
+    return encode_many(np.asarray(mask)[None])[0]
+
+
+def encode_many(masks: NDArray[np.bool_]) -> list[Rle]:
+    """Encode N masks in one library call.
+
+    Args:
+        masks: [N, H, W] bool (or 0/1 integers), N may be 0.
+
+    Returns:
+        N compressed codes in the same order.
+    """
+    masks = np.asarray(masks)
+    if masks.ndim != 3:
+        raise ValueError(f"masks must be [N, H, W], got shape {masks.shape}")
+    if len(masks) == 0:
+        return []
+    pixels = np.asfortranarray(masks.astype(bool, copy=False).view(np.uint8).transpose(1, 2, 0))  # [H, W, N]
+    return [_as_rle(code) for code in coco_mask.encode(pixels)]
+
+
+def decode(rle: Rle) -> NDArray[np.bool_]:
+    """Decode one mask.
+
+    Returns:
+        [H, W] bool.
+
+    Raises:
+        AnnotationError: the code is malformed, too large, or does not cover exactly H * W pixels.
+    """
+    height, width = _checked_size(rle["size"], where="RLE")
+    return dense(runs(rle), height=height, width=width)
+
+
+def area(rle: Rle) -> int:
+    """Return the number of foreground pixels, from the runs alone."""
+    spans = runs(rle)
+    return int((spans[:, 1] - spans[:, 0]).sum())
+
+
+def bbox_xywh(rle: Rle) -> tuple[float, float, float, float]:
+    """Return the tight box (x, y, width, height) in pixels; all zero for an empty mask."""
+    spans = runs(rle)
+    if len(spans) == 0:
+        return 0.0, 0.0, 0.0, 0.0
+    height = rle["size"][0]
+    first, last = spans[:, 0], spans[:, 1] - 1
+    x0, x1 = int(first[0]) // height, int(last[-1]) // height + 1
+    if (first // height != last // height).any():  # a run that turns a column touches the bottom and the top
+        return float(x0), 0.0, float(x1 - x0), float(height)
+    y0, y1 = int((first % height).min()), int((last % height).max()) + 1
+    return float(x0), float(y0), float(x1 - x0), float(y1 - y0)
+
+
+def runs(rle: Rle) -> NDArray[np.int64]:
+    """Return the foreground runs of one mask without decoding it.
+
+    Returns:
+        [R, 2] int64: start and end (exclusive), column-major flat pixel index, ascending, never empty, never touching.
+
+    Raises:
+        AnnotationError: as `decode`.
+    """
+    return runs_of_many([rle])[0]
+
+
+def runs_of_many(rles: Sequence[Rle]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return the foreground runs of K masks, concatenated; all strings are unpacked in one numpy pass.
+
+    Returns:
+        runs [R, 2] int64 as in `runs`, and offsets [K + 1] int64: those of mask k are runs[offsets[k]:offsets[k + 1]].
+
+    Raises:
+        AnnotationError: a code is malformed, too large, or does not cover exactly H * W pixels.
+    """
+    pixels = np.array([np.prod(_checked_size(rle["size"], where="RLE")) for rle in rles], dtype=np.int64)
+    counts, offsets = _unpack([rle["counts"].encode(errors="surrogatepass") for rle in rles], where="RLE")
+    return _counts_to_runs(counts, offsets, pixels, where="RLE")
+
+
+def from_runs(spans: NDArray[np.int64], *, height: int, width: int) -> Rle:
+    """Encode the union of foreground runs.
+
+    Args:
+        spans: [R, 2] int64 start, end (exclusive), column-major, in any order, overlapping or not.
+        height: Pixels.
+        width: Pixels.
+
+    Returns:
+        The canonical code: what `encode` gives for the same pixels.
+    """
+    spans = union_runs(spans)
+    edges = np.concatenate([[0], spans.ravel(), [height * width]])
+    counts = np.diff(edges)
+    if len(spans) and spans[-1, 1] == height * width:
+        counts = counts[:-1]  # COCO writes no background run of length 0 at the end
+    return Rle(size=[int(height), int(width)], counts=_pack(counts))
+
+
+def union_runs(spans: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Merge runs that overlap or touch.
+
+    Args:
+        spans: [R, 2] int64 start, end (exclusive), in any order.
+
+    Returns:
+        [S, 2] int64 ascending, disjoint, not touching, none of length 0.
+    """
+    spans = np.asarray(spans, dtype=np.int64).reshape(-1, 2)
+    spans = spans[spans[:, 1] > spans[:, 0]]
+    if len(spans) == 0:
+        return spans
+    spans = spans[np.argsort(spans[:, 0], kind="stable")]
+    reach = np.maximum.accumulate(spans[:, 1])
+    opens = np.concatenate([[True], spans[1:, 0] > reach[:-1]])
+    closes = np.concatenate([opens[1:], [True]])
+    return np.stack([spans[opens, 0], reach[closes]], axis=1)
+
+
+def dense(spans: NDArray[np.int64], *, height: int, width: int) -> NDArray[np.bool_]:
+    """Paint foreground runs.
+
+    Args:
+        spans: [R, 2] int64 start, end (exclusive), column-major, in any order.
+        height: Pixels.
+        width: Pixels.
+
+    Returns:
+        [height, width] bool, C-contiguous: the union of the runs.
+    """
+    spans = union_runs(spans)
+    lengths = np.diff(np.concatenate([[0], spans.ravel(), [height * width]]))
+    values = np.zeros(len(lengths), dtype=bool)
+    values[1::2] = True
+    return np.ascontiguousarray(np.repeat(values, lengths).reshape(width, height).T)
+
+
+def parse(segmentation: object, *, height: int, width: int, where: str) -> Rle:
+    """Turn the `segmentation` of a COCO annotation into a checked, canonical code.
+
+    Args:
+        segmentation: A list of polygons (flat x, y lists; united), or an RLE dict with a list of counts, a compressed
+            string or compressed bytes.
+        height: Height of the image in pixels.
+        width: Width of the image in pixels.
+        where: What to name in an error, for example "instances.json, annotation 17".
+
+    Returns:
+        The canonical compressed code. Its area may be 0: whether that is an error is for the caller to say.
+
+    Raises:
+        AnnotationError: anything about it is not as COCO defines it.
+    """
+    _checked_size([height, width], where=where)
+    if isinstance(segmentation, dict):
+        return _parse_rle(segmentation, height=height, width=width, where=where)
+    if isinstance(segmentation, list | tuple):
+        return _parse_polygons(segmentation, height=height, width=width, where=where)
+    raise AnnotationError(
+        "a segmentation is neither polygons nor RLE",
+        where=where,
+        expected="a list of polygons, or a dict with size and counts",
+        got=type(segmentation).__name__,
+        fix="correct or remove this annotation",
+    )
+
+
+def _parse_polygons(polygons: Sequence[object], *, height: int, width: int, where: str) -> Rle:
+    if len(polygons) == 0:
+        raise AnnotationError("a segmentation has no polygon", where=where, fix="correct or remove this annotation")
+    points = [_checked_polygon(polygon, height=height, width=width, where=where) for polygon in polygons]
+    codes = coco_mask.frPyObjects(points, height, width)
+    # Released SemiRES adds the polygons and keeps pixels equal to 1, so overlaps become holes: we take the union.
+    return _as_rle(coco_mask.merge(codes))
+
+
+def _checked_polygon(polygon: object, *, height: int, width: int, where: str) -> list[float]:
+    def refuse(expected: str, got: object) -> AnnotationError:
+        return AnnotationError(
+            "a polygon is malformed", where=where, expected=expected, got=got, fix="correct or remove this annotation"
+        )
+
+    if not isinstance(polygon, list | tuple):
+        raise refuse("a flat list x1, y1, x2, y2, ...", type(polygon).__name__)
+    try:
+        numbers = np.asarray(polygon)
+    except (ValueError, OverflowError) as error:
+        raise refuse("a flat list of numbers", str(error)) from error
+    if numbers.ndim != 1 or numbers.size < _SHORTEST_POLYGON or numbers.size % 2:
+        raise refuse("three points or more, x and y for each", f"{numbers.size} numbers")
+    if numbers.dtype.kind not in "iuf" or not np.isfinite(numbers).all():
+        raise refuse("finite numbers", "something else")
+    # Rasterising walks the outline pixel by pixel: an outline of 1e9 pixels would take all memory.
+    limits = np.array([width, height], dtype=np.float64)
+    points = numbers.astype(np.float64).reshape(-1, 2)
+    if (points < -limits).any() or (points > 2 * limits).any():
+        raise refuse(f"points in or near the {width} x {height} image", f"{points.min()} to {points.max()}")
+    return [float(number) for number in points.ravel()]
+
+
+def _parse_rle(segmentation: dict[object, object], *, height: int, width: int, where: str) -> Rle:
+    missing = {"size", "counts"} - set(segmentation)
+    if missing:
+        raise _malformed(where, "size and counts", f"no {' and no '.join(sorted(missing))}")
+    if _checked_size(segmentation["size"], where=where) != (height, width):
+        raise AnnotationError(
+            "the size of an RLE differs from its image",
+            where=where,
+            expected=[height, width],
+            got=segmentation["size"],
+            fix="was the image resized? export the annotations again",
+        )
+    code = segmentation["counts"]
+    if isinstance(code, str | bytes):
+        packed = code.encode(errors="surrogatepass") if isinstance(code, str) else code
+        counts, offsets = _unpack([packed], where=where)
+    else:
+        counts = _checked_counts(code, where=where)
+        offsets = np.array([0, len(counts)], dtype=np.int64)
+    spans, _ = _counts_to_runs(counts, offsets, np.array([height * width]), where=where)
+    return from_runs(spans, height=height, width=width)
+
+
+def _checked_counts(code: object, *, where: str) -> NDArray[np.int64]:
+    if not isinstance(code, list | tuple):
+        raise _malformed(where, "counts as a list, a string or bytes", type(code).__name__)
+    try:
+        counts = np.asarray(code)
+    except (ValueError, OverflowError) as error:
+        raise _malformed(where, "a flat list of whole numbers", str(error)) from error
+    if counts.ndim != 1 or counts.size == 0 or counts.dtype.kind not in "iu":
+        raise _malformed(where, "a flat list of whole numbers", f"{counts.dtype} of shape {counts.shape}")
+    if (counts > MAX_MASK_PIXELS).any():  # before the cast and the sum, which could wrap around
+        raise _malformed(where, f"counts of at most {MAX_MASK_PIXELS}", int(counts.max()))
+    return counts.astype(np.int64)
+
+
+def _checked_size(size: object, *, where: str) -> tuple[int, int]:
+    is_pair = isinstance(size, list | tuple) and len(size) == 2
+    if not (is_pair and all(isinstance(side, int | np.integer) and not isinstance(side, bool) for side in size)):  # type: ignore[attr-defined]
+        raise _malformed(where, "size as two whole numbers [height, width]", size)
+    height, width = (int(side) for side in size)  # type: ignore[attr-defined]
+    if height < 1 or width < 1 or height * width > MAX_MASK_PIXELS:
+        raise _malformed(where, f"1 to {MAX_MASK_PIXELS} pixels", f"{height} x {width}")
+    return height, width
+
+
+def _malformed(where: str, expected: object, got: object) -> AnnotationError:
+    return AnnotationError(
+        "an RLE mask is malformed", where=where, expected=expected, got=got, fix="export this annotation again"
+    )
+
+
+def _as_rle(code: dict[str, object]) -> Rle:
+    """Give the bytes of pycocotools as text, which JSON and Parquet can hold."""
+    height, width = code["size"]  # type: ignore[misc]
+    return Rle(size=[int(height), int(width)], counts=code["counts"].decode())  # type: ignore[attr-defined,has-type]
+
+
+def _unpack(codes: Iterable[bytes], *, where: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Unpack COCO strings: 5 bits a character, low bits first, sign in the last; from the 4th count on, differences.
+
+    Returns:
+        counts [C] int64 of all codes, concatenated, and offsets [K + 1] int64.
+    """
+    codes = list(codes)
+    sizes = np.array([len(code) for code in codes], dtype=np.int64)
+    chars = np.frombuffer(b"".join(codes), dtype=np.uint8).astype(np.int64) - 48
+    if (sizes == 0).any():
+        raise _malformed(where, "a COCO RLE string", "an empty string")
+    if len(chars) == 0:
+        return np.zeros(0, np.int64), np.zeros(1, np.int64)
+    if (chars < 0).any() or (chars > 63).any():
+        raise _malformed(where, "characters '0' to 'o' only", "others")
+    ends = np.flatnonzero((chars & 0x20) == 0)  # no "more follows" bit: the last character of a count
+    last_chars = np.cumsum(sizes) - 1
+    if (chars[last_chars] & 0x20).any():
+        raise _malformed(where, "a complete last count", "a string that is cut off")
+    starts = np.concatenate([[0], ends[:-1] + 1])
+    lengths = ends - starts + 1
+    if lengths.max() > _MAX_CHARS_PER_COUNT:
+        raise _malformed(where, f"at most {_MAX_CHARS_PER_COUNT} characters a count", int(lengths.max()))
+    shifts = 5 * (np.arange(len(chars)) - np.repeat(starts, lengths))
+    values = np.add.reduceat((chars & 0x1F) << shifts, starts)
+    values -= np.where(chars[ends] & 0x10, np.int64(1) << (5 * lengths), 0)
+    offsets = np.concatenate([[0], np.searchsorted(ends, last_chars) + 1])
+    return _undo_differences(values, offsets), offsets
+
+
+def _undo_differences(values: NDArray[np.int64], offsets: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Turn count[i] - count[i - 2] (i > 2) back into counts, per code: two running sums, restarted at each code."""
+    position = np.arange(len(values)) - np.repeat(offsets[:-1], np.diff(offsets))
+    counts = values.copy()
+    for chain in (position % 2 == 1, (position % 2 == 0) & (position > 0)):
+        total = np.concatenate([[0], np.cumsum(np.where(chain, values, 0))])
+        restarted = total[1:] - np.repeat(total[offsets[:-1]], np.diff(offsets))
+        counts[chain] = restarted[chain]
+    return counts
+
+
+def _counts_to_runs(
+    counts: NDArray[np.int64], offsets: NDArray[np.int64], pixels: NDArray[np.int64], *, where: str
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Turn alternating background / foreground counts into runs, after checking that they cover each mask exactly."""
+    if (counts < 0).any():
+        raise _malformed(where, "counts of 0 or more", int(counts.min()))
+    total = np.concatenate([[0], np.cumsum(counts)])
+    covered = total[offsets[1:]] - total[offsets[:-1]]
+    wrong = np.flatnonzero(covered != pixels)
+    if len(wrong):
+        raise _malformed(where, f"counts that sum to {pixels[wrong[0]]} (height x width)", int(covered[wrong[0]]))
+    per_code = np.diff(offsets)
+    ends = total[1:] - np.repeat(total[offsets[:-1]], per_code)
+    position = np.arange(len(counts)) - np.repeat(offsets[:-1], per_code)
+    foreground = (position % 2 == 1) & (counts > 0)
+    code_of_run = np.repeat(np.arange(len(per_code)), per_code)[foreground]
+    spans = np.stack([ends - counts, ends], axis=1)[foreground]
+    return _join_touching(spans, code_of_run, len(per_code))
+
+
+def _join_touching(
+    spans: NDArray[np.int64], code_of_run: NDArray[np.int64], num_codes: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Join runs that a background count of 0 had split, so that runs are the same for every spelling of a mask."""
+    touches = (spans[1:, 0] == spans[:-1, 1]) & (code_of_run[1:] == code_of_run[:-1])
+    if touches.any():
+        opens = np.concatenate([[True], ~touches])
+        closes = np.concatenate([~touches, [True]])
+        spans, code_of_run = np.stack([spans[opens, 0], spans[closes, 1]], axis=1), code_of_run[opens]
+    return spans, np.searchsorted(code_of_run, np.arange(num_codes + 1)).astype(np.int64)
+
+
+def _pack(counts: NDArray[np.int64]) -> str:
+    """Pack counts as a COCO string: the inverse of `_unpack`."""
+    values = counts.astype(np.int64)
+    values[3:] -= counts[1:-2]
+    chars = np.zeros((len(values), _MAX_CHARS_PER_COUNT), dtype=np.uint8)
+    used = np.zeros(chars.shape, dtype=bool)
+    pending = np.ones(len(values), dtype=bool)
+    for place in range(_MAX_CHARS_PER_COUNT):
+        low = values & 0x1F
+        values = values >> 5
+        done = values == np.where(low & 0x10, -1, 0)  # what is left is only the sign that `low` already shows
+        chars[:, place] = low + np.where(done, 0, 0x20) + 48
+        used[:, place] = pending
+        pending &= ~done
+    return chars[used].tobytes().decode()

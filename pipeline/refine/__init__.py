@@ -1,0 +1,1 @@
+"""Refiners: teacher masks in, better masks and an outcome for each out."""
