@@ -1,0 +1,194 @@
+"""The console command ``s4m-pipeline``: options, exit codes and error messages; the work is in ``jobs/<verb>.py``.
+
+Nothing heavy is imported at module level, so ``--help`` answers at once. A command function imports its job,
+hands the options over and returns; what is said on errors is decided in :func:`main` alone.
+"""
+
+import signal
+import sys
+from collections.abc import Sequence
+from functools import partial
+from importlib import import_module
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+from jobs import cli_options as opt
+from pipeline.errors import PipelineError
+
+EXIT_CODES = (
+    "Exit codes: 0 done; 1 unexpected error; 2 wrong usage; 3 bad input, configuration or store of another origin; "
+    "4 finished, with more bad images than allowed; 5 store damaged; 6 environment (no GPU, no package, no cluster); "
+    "130 interrupted; 143 terminated."
+)
+
+
+app = typer.Typer(
+    help="A few labelled images and many unlabelled ones into a good segmentation model, with SAM 2 as the guide.",
+    epilog=EXIT_CODES,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+_command = partial(app.command, epilog=EXIT_CODES)
+
+
+@app.callback(epilog=EXIT_CODES)
+def _common(version: opt.Version = False, debug: opt.Debug = False) -> None:
+    pass
+
+
+def _run(job: str, options: dict[str, Any]) -> None:
+    """Hand the options to ``jobs/<job>.py``, whose ``run`` has parameters of the same names."""
+    if options.get("resume") and options.get("overwrite"):
+        raise typer.BadParameter("--resume and --overwrite exclude each other: go on, or start again?")
+    import_module(f"jobs.{job}").run(**options)
+
+
+@_command("precompute-sam")
+def precompute_sam(
+    config_path: opt.Config,
+    cfg_options: opt.CfgOptions,
+    work_dir: opt.WorkDir = None,
+    resume: Annotated[bool, typer.Option("--resume", help="The default: a store is always gone on with.")] = False,
+    overwrite: opt.Overwrite = False,
+    dry_run: opt.DryRun = False,
+    limit: opt.Limit = None,
+    ray_address: opt.RayAddress = "local",
+) -> None:
+    """Compute SAM's proposals and similarity targets for a data set into a store.
+
+    Run it again after an interruption: only what is missing is computed. A finished store is left alone.
+    """
+    _run("precompute_sam", locals())
+
+
+@_command("train-teacher")
+def train_teacher(
+    config_path: opt.Config,
+    cfg_options: opt.CfgOptions,
+    work_dir: opt.WorkDir = None,
+    resume: opt.Resume = False,
+    overwrite: opt.Overwrite = False,
+    dry_run: opt.DryRun = False,
+    workers: opt.Workers = 1,
+    ray_address: opt.RayAddress = "local",
+) -> None:
+    """Train the teacher on the labelled images, with SAM's structure as a second signal."""
+    _run("train_teacher", locals())
+
+
+@_command("train-student")
+def train_student(
+    config_path: opt.Config,
+    cfg_options: opt.CfgOptions,
+    work_dir: opt.WorkDir = None,
+    resume: opt.Resume = False,
+    overwrite: opt.Overwrite = False,
+    dry_run: opt.DryRun = False,
+    workers: opt.Workers = 1,
+    ray_address: opt.RayAddress = "local",
+) -> None:
+    """Train the student on the teacher's masks, refined by SAM or by its stored proposals."""
+    _run("train_student", locals())
+
+
+@_command("pseudo-label")
+def pseudo_label(
+    config_path: opt.Config,
+    checkpoint: opt.Checkpoint,
+    cfg_options: opt.CfgOptions,
+    work_dir: opt.WorkDir = None,
+    resume: opt.Resume = False,
+    overwrite: opt.Overwrite = False,
+    dry_run: opt.DryRun = False,
+    limit: opt.Limit = None,
+    ray_address: opt.RayAddress = "local",
+) -> None:
+    """Label images with a trained model and a refiner: COCO results and Parquet, before and after."""
+    _run("pseudo_label", locals())
+
+
+@_command("evaluate")
+def evaluate(
+    config_path: opt.Config,
+    checkpoint: opt.Checkpoint,
+    cfg_options: opt.CfgOptions,
+    work_dir: opt.WorkDir = None,
+    overwrite: opt.Overwrite = False,
+    limit: opt.Limit = None,
+) -> None:
+    """COCO mask AP, per class too, and the quality of pseudo-labels."""
+    _run("evaluate", locals())
+
+
+@_command("split")
+def split(
+    annotations: Annotated[Path, typer.Argument(metavar="ANNOTATIONS", help="A COCO file with all annotations.")],
+    out: Annotated[Path, typer.Option(help="Folder for labelled.json, unlabelled.json and split.json.")],
+    percent: Annotated[float | None, typer.Option(help="Share of the images that keep their labels.")] = None,
+    seed: Annotated[int, typer.Option(help="Which draw; of one seed, a larger percent holds the smaller.")] = 0,
+    names: Annotated[Path | None, typer.Option(help="Instead of a draw: a list, one image name a line.")] = None,
+    image_root: Annotated[Path | None, typer.Option(help="Folder of the images [default: beside the file].")] = None,
+    overwrite: opt.Overwrite = False,
+) -> None:
+    """Divide a labelled data set into labelled and unlabelled images, once and for all."""
+    _run("split", locals())
+
+
+@_command("demo")
+def demo(
+    work_dir: Annotated[Path, typer.Option(help="Where to write; a second run reuses what is there.")] = Path("demo"),
+    tiny: Annotated[bool, typer.Option("--tiny", help="A dozen scenes, a few steps: does everything run?")] = False,
+    all_rows: Annotated[bool, typer.Option("--all-rows", help="Also the ablation rows (hours).")] = False,
+    overwrite: opt.Overwrite = False,
+) -> None:
+    """The whole pipeline on generated scenes, on CPU, ending with a table of results."""
+    _run("demo", locals())
+
+
+@_command("doctor")
+def doctor(
+    store: Annotated[str | None, typer.Argument(metavar="[STORE]", help="Also verify every file of it.")] = None,
+) -> None:
+    """What is installed, which device, which weights, what Ray would get; and whether a store is sound."""
+    _run("doctor", locals())
+
+
+def _terminated(_signal: int, _frame: object) -> NoReturn:
+    raise SystemExit(143)
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run the command line and exit with the documented code.
+
+    Args:
+        arguments: the words after the program's name; ``sys.argv`` where None.
+
+    Raises:
+        SystemExit: always, with the exit code.
+    """
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    words = [word for word in given if word != "--debug"]
+    signal.signal(signal.SIGTERM, _terminated)
+    try:
+        app(words, prog_name="s4m-pipeline")
+    except SystemExit as stop:
+        if stop.code in (130, 143):
+            print("stopped; the same command goes on from here", file=sys.stderr)
+        raise
+    except Exception as error:
+        if words != given:
+            raise
+        if isinstance(error, PipelineError):
+            print(f"error: {error}", file=sys.stderr)
+            sys.exit(error.exit_code)
+        text = " ".join(str(error).split()) or "no message"
+        print(f"unexpected {type(error).__name__}: {text}\n  next:     run again with --debug", file=sys.stderr)
+    sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,43 @@
+"""The options that several commands share, as annotated types; nothing heavy is imported here."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        print(version("s4m-pipeline"))
+        raise typer.Exit
+
+
+Version = Annotated[
+    bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and stop.")
+]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error; may stand anywhere.")]
+
+Config = Annotated[
+    Path, typer.Argument(metavar="CONFIG", help="An mmengine configuration in pure Python, for example of configs/.")
+]
+Checkpoint = Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="The weights to use.")]
+CfgOptions = Annotated[
+    list[str],
+    typer.Option(
+        default_factory=list,
+        show_default=False,
+        help="Override a key of the configuration, mmengine's grammar: key=value, a.b=1, a='[1,2]'; repeatable.",
+    ),
+]
+WorkDir = Annotated[Path | None, typer.Option(help="Where to write; without it the configuration decides.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Remove what an earlier run wrote, and start again.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done and what it takes; write nothing.")]
+Limit = Annotated[int | None, typer.Option(min=1, help="Only the first N images.")]
+Workers = Annotated[int, typer.Option(min=1, help="Worker processes, through Ray Train; 1 trains in this process.")]
+RayAddress = Annotated[
+    str,
+    typer.Option(help="'local': in this process; 'start': a Ray of its own here; 'auto' or HOST:PORT: that cluster."),
+]
