@@ -22,7 +22,7 @@ from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageFile
+from PIL import Image, ImageFile, UnidentifiedImageError
 
 from pipeline.errors import ImageError, InputError
 
@@ -130,7 +130,7 @@ def _open_header(file: BinaryIO, path: Path, max_pixels: int) -> Image.Image:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow warns at half its limit; ours is checked below
             image = Image.open(file, formats=FORMATS)
-    except Image.UnidentifiedImageError as error:
+    except UnidentifiedImageError as error:
         raise ImageError(
             "not an image of an accepted format",
             where=path,

@@ -1,1 +1,1 @@
-"""Data sets, splits and transforms."""
+"""Data sets, their splits and their augmentation."""
