@@ -88,8 +88,10 @@ def intersections(table: RunTable, mask: NDArray[np.bool_]) -> NDArray[np.int64]
     np.cumsum(columns.ravel(), dtype=np.int32, out=prefix[1:])
     ends = np.clip(table.runs - first * table.height, 0, columns.size)
     per_run = (prefix[ends[:, 1]] - prefix[ends[:, 0]]).astype(np.int64)
-    total = np.concatenate([[0], np.cumsum(per_run)])  # differences at the offsets: masks without a run get 0
-    return total[table.offsets[1:]] - total[table.offsets[:-1]]
+    total: NDArray[np.int64] = np.concatenate(
+        [[0], np.cumsum(per_run)]
+    )  # differences at the offsets: masks without a run get 0
+    return np.asarray(total[table.offsets[1:]] - total[table.offsets[:-1]], dtype=np.int64)
 
 
 def pairwise_iou(masks: NDArray[np.bool_], others: NDArray[np.bool_]) -> NDArray[np.float64]:
@@ -104,7 +106,7 @@ def pairwise_iou(masks: NDArray[np.bool_], others: NDArray[np.bool_]) -> NDArray
     """
     shared = _shared_pixels(masks, others)
     union = _areas(masks)[:, None] + _areas(others)[None] - shared
-    return np.divide(shared, union, out=np.zeros(shared.shape), where=union > 0)
+    return np.asarray(np.divide(shared, union, out=np.zeros(shared.shape), where=union > 0))
 
 
 def pairwise_coverage(masks: NDArray[np.bool_], others: NDArray[np.bool_]) -> NDArray[np.float64]:
@@ -129,7 +131,7 @@ def mask_iou(mask: NDArray[np.bool_], other: NDArray[np.bool_]) -> float:
 
 
 def _areas(masks: NDArray[np.bool_]) -> NDArray[np.int64]:
-    return np.count_nonzero(masks, axis=(1, 2)).astype(np.int64)
+    return np.asarray(np.count_nonzero(masks, axis=(1, 2)), dtype=np.int64)
 
 
 def _shared_pixels(masks: NDArray[np.bool_], others: NDArray[np.bool_]) -> NDArray[np.int64]:

@@ -1,0 +1,91 @@
+"""From a refiner's name and settings to the refiner: the one place that knows them all."""
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any
+
+from pipeline.errors import ConfigError
+from pipeline.refine.cpi import CpiRefiner
+from pipeline.refine.interface import Refiner
+from pipeline.refine.iom import IomRefiner
+from pipeline.refine.library import MatchSettings, ProposalReader
+from pipeline.refine.none import NoRefiner
+from pipeline.refine.point_prompt import Embed, PointPromptRefiner, PointSettings
+from pipeline.sam.interface import SamBackend
+
+_CPI_CASES = {"cpi": "both", "cpi_u": "under", "cpi_o": "over"}
+
+_OWN_SETTINGS: Mapping[str, tuple[str, ...]] = {
+    "none": ("pixel_weights",),
+    "points": tuple(field.name for field in fields(PointSettings)),
+    "iom": ("iou_threshold",),
+    "cpi": ("under_threshold", "over_threshold"),
+    "cpi_u": ("under_threshold",),
+    "cpi_o": ("over_threshold",),
+}
+
+REFINER_NAMES: tuple[str, ...] = tuple(_OWN_SETTINGS)
+
+_MATCH_SETTINGS = tuple(field.name for field in fields(MatchSettings))
+
+
+def build_refiner(
+    name: str,
+    *,
+    proposals: ProposalReader | None = None,
+    sam: SamBackend | None = None,
+    embed: Embed | None = None,
+    **settings: object,
+) -> Refiner:
+    """Build a refiner by name.
+
+    Args:
+        name: none | points | iom | cpi | cpi_u | cpi_o.
+        proposals: The library, for iom and the cpi family.
+        sam: The SAM to prompt, for points.
+        embed: A cache of SAM embeddings, optional, for points.
+        **settings: Fields of the refiner (`iou_threshold`, `under_threshold`, `over_threshold`), of `MatchSettings`
+            (library refiners) or of `PointSettings` (points).
+
+    Raises:
+        ConfigError: an unknown name or setting (the nearest one is named), a value out of range, or the library or
+            the SAM that this refiner needs is missing.
+    """
+    if name not in _OWN_SETTINGS:
+        raise _unknown("refiner", name, REFINER_NAMES)
+    uses_library = name not in ("none", "points")
+    allowed = _OWN_SETTINGS[name] + (_MATCH_SETTINGS if uses_library else ())
+    for key in settings:
+        if key not in allowed:
+            raise _unknown(f"setting of refiner {name}", key, allowed)
+    values: dict[str, Any] = dict(settings)
+    if name == "none":
+        return NoRefiner(**values)
+    if name == "points":
+        return PointPromptRefiner(_needed(name, "sam", sam), PointSettings(**values), embed)
+    library = _needed(name, "proposals", proposals)
+    matching = MatchSettings(**{key: values.pop(key) for key in _MATCH_SETTINGS if key in values})
+    if name == "iom":
+        return IomRefiner(library, settings=matching, **values)
+    return CpiRefiner(library, cases=_CPI_CASES[name], settings=matching, **values)  # type: ignore[arg-type]
+
+
+def _needed(name: str, what: str, value: Any) -> Any:
+    if value is None:
+        raise ConfigError(
+            f"refiner {name} needs {what}",
+            where="refiner",
+            fix="name a SAM backend" if what == "sam" else "run precompute-sam and name its store",
+        )
+    return value
+
+
+def _unknown(what: str, name: str, known: tuple[str, ...]) -> ConfigError:
+    nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
+    return ConfigError(
+        f"unknown {what}",
+        where=name,
+        expected=" | ".join(known),
+        fix=f"did you mean {nearest[0]}?" if nearest else None,
+    )
