@@ -1,0 +1,297 @@
+"""SAM 2 through the ``sam2`` package: the only module that knows its classes, configs and coordinates."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+from torchvision.transforms import functional as vision
+
+from pipeline.errors import CheckpointError, ConfigError, EnvironmentProblemError, InputError
+from pipeline.sam.checkpoints import HUB_CHECKPOINTS, fetch_checkpoint, load_into, load_weights, verify_sha256
+from pipeline.sam.interface import ImageEmbedding, PointMasks
+
+SCENES_NANO = "scenes-nano"
+Precision = Literal["fp32", "bf16"]
+PIXEL_MEAN = (0.485, 0.456, 0.406)
+PIXEL_STD = (0.229, 0.224, 0.225)
+
+
+class Sam2Backend:
+    """A `SamBackend` on a ``sam2`` model; inference only, no gradients."""
+
+    def __init__(
+        self, model: Any, *, name: str, sha256: str, device: str | torch.device = "cpu", precision: Precision = "fp32"
+    ) -> None:
+        """Take a ``SAM2Base`` over: it is moved to ``device`` and put in eval mode."""
+        self.name = name
+        self.sha256 = sha256
+        self.device = resolve_device(device)
+        if precision == "bf16" and self.device.type != "cuda":
+            raise ConfigError("bf16 is for CUDA devices", where="sam precision", got=str(self.device), fix="use fp32")
+        self.precision: Precision = precision
+        self.model = model.to(self.device).eval().requires_grad_(False)
+        self.input_hw: tuple[int, int] = (model.image_size, model.image_size)
+        self.grid_hw: tuple[int, int] = tuple(model.sam_prompt_encoder.image_embedding_size)
+        with torch.no_grad():
+            self._position = model.sam_prompt_encoder.get_dense_pe()  # [1, C, gh, gw]
+
+    @contextmanager
+    def _inference(self) -> Iterator[None]:
+        half = self.precision == "bf16"
+        with torch.no_grad(), torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=half):
+            yield
+
+    def embed(self, images: Sequence[NDArray[np.uint8]]) -> list[ImageEmbedding]:
+        """Encode RGB images [H, W, 3] uint8 of any sizes as one batch.
+
+        Raises:
+            InputError: an image has another type or shape, or no pixels.
+        """
+        if not images:
+            return []
+        with self._inference():
+            pixels = torch.stack([self._preprocess(image) for image in images])
+            levels = self.model.forward_image(pixels)["backbone_fpn"][-self.model.num_feature_levels :]
+            tokens = levels[-1]
+            if self.model.directly_add_no_mem_embed:
+                # An image is a video's first frame: no memory yet. SAM 2.1 was trained with this offset.
+                tokens = tokens + self.model.no_mem_embed.view(1, -1, 1, 1)
+        # Clones, so that keeping one image of a batch does not keep the whole batch.
+        return [
+            ImageEmbedding(
+                tokens=tokens[i : i + 1].clone(),
+                high_resolution=tuple(level[i : i + 1].clone() for level in levels[:-1]),
+                size_hw=(image.shape[0], image.shape[1]),
+            )
+            for i, image in enumerate(images)
+        ]
+
+    def _preprocess(self, image: NDArray[np.uint8]) -> Tensor:
+        """[H, W, 3] uint8 to [3, S, S] float32: stretched (aspect not kept), ImageNet mean and deviation."""
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
+            raise InputError(
+                "SAM takes RGB images", where="embed", expected="uint8 [H, W, 3]", got=f"{image.dtype} {image.shape}"
+            )
+        pixels = torch.from_numpy(np.ascontiguousarray(image)).to(self.device).permute(2, 0, 1).float() / 255
+        pixels = vision.resize(pixels, list(self.input_hw), antialias=True)
+        return vision.normalize(pixels, list(PIXEL_MEAN), list(PIXEL_STD))
+
+    def decode_points(self, embedding: ImageEmbedding, points_xy: Tensor, labels: Tensor) -> PointMasks:
+        """Three masks per prompt; see :meth:`SamBackend.decode_points`. Equals the stock decoder's multimask output."""
+        with self._inference():
+            queries, image_tokens = self._attend(embedding, points_xy, labels)
+            logits = self._mask_logits(embedding, queries, image_tokens)
+        # Outside autocast: in bf16 the scores above 0.8 would take about fifty values and tie in NMS.
+        with torch.no_grad():
+            head = self.model.sam_mask_decoder.iou_prediction_head
+            predicted_iou = head(queries[:, self._iou_index].float())[:, 1:]
+        return PointMasks(logits.float(), predicted_iou.float())
+
+    def decoder_tokens(self, embedding: ImageEmbedding, points_xy: Tensor) -> Tensor:
+        """[P, C, gh, gw] float32; see :meth:`SamBackend.decoder_tokens`.
+
+        These are the "keys" that leave the second two-way block, before any upsampling or hypernetwork
+        (S4M, section on structural distillation; Eq: S4M/self-similarity reads its rows from them).
+        """
+        labels = torch.ones(len(points_xy), 1, dtype=torch.int32)
+        with self._inference():
+            _, image_tokens = self._attend(embedding, points_xy[:, None], labels)
+        return image_tokens.float().transpose(1, 2).unflatten(2, self.grid_hw)
+
+    def upsample(self, logits: Tensor, size_hw: tuple[int, int]) -> Tensor:
+        """[M, h, w] to [M, H, W] float32, bilinear, pixel edges aligned."""
+        return F.interpolate(logits[:, None].float(), size_hw, mode="bilinear", align_corners=False)[:, 0]
+
+    def _to_model_xy(self, points_xy: Tensor, size_hw: tuple[int, int]) -> Tensor:
+        """Canonical pixels to what the prompt encoder takes, [..., 2] float32.
+
+        Our (x, y) is continuous with pixel centres at +0.5, so stretching multiplies by S/W and S/H.
+        The prompt encoder takes pixel *indices* and adds 0.5 itself, then divides by S: hence the -0.5.
+        A click on the centre of pixel (c, r), (c + 0.5, r + 0.5) here, thus lands exactly on its centre.
+        The stock predictor scales the index first and adds 0.5 after: it lands 0.5 * (1 - S/W) input
+        pixels to the right of the centre, and 0.5 * (1 - S/H) below; nothing where S = W = H.
+        """
+        height, width = size_hw
+        scale = torch.tensor([self.input_hw[1] / width, self.input_hw[0] / height], device=self.device)
+        return points_xy.to(self.device, torch.float32) * scale - 0.5
+
+    @property
+    def _iou_index(self) -> int:
+        # SAM 2.1 puts an object-score token before the quality token and the mask tokens.
+        return 1 if self.model.sam_mask_decoder.pred_obj_scores else 0
+
+    def _attend(self, embedding: ImageEmbedding, points_xy: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Run the two-way transformer: queries [P, T, C] and image tokens [P, gh * gw, C]."""
+        encoder, decoder = self.model.sam_prompt_encoder, self.model.sam_mask_decoder
+        points = self._to_model_xy(points_xy, embedding.size_hw), labels.to(self.device, torch.int32)
+        # Outside autocast: coordinates rounded to bf16 would move a click by pixels.
+        with torch.autocast(self.device.type, enabled=False):
+            sparse, _ = encoder(points=points, boxes=None, masks=None)
+        own = [decoder.iou_token.weight, decoder.mask_tokens.weight]
+        if decoder.pred_obj_scores:
+            own.insert(0, decoder.obj_score_token.weight)
+        prompts = len(sparse)
+        tokens = torch.cat([torch.cat(own)[None].expand(prompts, -1, -1), sparse], 1)  # [P, T, C]
+        # Without a mask prompt the dense embedding is one vector: add it once and let all prompts view
+        # the same memory; the transformer makes the copies that it needs.
+        image = (embedding.tokens + encoder.no_mask_embed.weight.view(1, -1, 1, 1)).expand(prompts, -1, -1, -1)
+        queries, image_tokens = decoder.transformer(image, self._position.expand(prompts, -1, -1, -1), tokens)
+        return queries, image_tokens
+
+    def _mask_logits(self, embedding: ImageEmbedding, queries: Tensor, image_tokens: Tensor) -> Tensor:
+        """[P, 3, 4gh, 4gw]: the three multimask outputs; the single-mask output is not computed."""
+        decoder = self.model.sam_mask_decoder
+        grid = image_tokens.transpose(1, 2).unflatten(2, self.grid_hw)  # [P, C, gh, gw]
+        if embedding.high_resolution:
+            fine, middle = embedding.high_resolution
+            up_1, norm, act_1, up_2, act_2 = decoder.output_upscaling
+            grid = act_2(up_2(act_1(norm(up_1(grid) + middle))) + fine)
+        else:
+            grid = decoder.output_upscaling(grid)
+        first = self._iou_index + 2  # past the quality token and the single-mask token
+        heads = decoder.output_hypernetworks_mlps[1:]
+        kernels = torch.stack([head(queries[:, first + i]) for i, head in enumerate(heads)], 1)  # [P, 3, C/8]
+        return torch.einsum("pmc,pchw->pmhw", kernels, grid)
+
+
+def resolve_device(device: str | torch.device) -> torch.device:
+    """``cpu``, ``cuda`` or ``cuda:n``, checked to exist.
+
+    Raises:
+        EnvironmentProblemError: CUDA is asked for and not there.
+        ConfigError: another or malformed name.
+    """
+    try:
+        resolved = torch.device(device)
+    except RuntimeError:
+        resolved = torch.device("meta")
+    if resolved.type not in ("cpu", "cuda"):
+        raise ConfigError("unknown device", where="device", expected="cpu, cuda or cuda:n", got=str(device))
+    available = torch.cuda.device_count()
+    if resolved.type == "cuda" and (resolved.index or 0) >= available:
+        raise EnvironmentProblemError(
+            "there is no such CUDA device",
+            where="device",
+            expected=str(device),
+            got=f"{available} CUDA devices",
+            fix="use --device cpu, or install a CUDA build of torch on a machine with a GPU (s4m-pipeline doctor)",
+        )
+    return resolved
+
+
+def build_model(config: str | Path) -> Any:
+    """A ``SAM2Base`` with random weights from a YAML architecture.
+
+    Read directly, not through Hydra's global state: ``sam2``'s own loader finds only configs inside its package.
+
+    Raises:
+        ConfigError: no such file, not a SAM config, or it names a class outside the ``sam2`` package.
+    """
+    from hydra.utils import instantiate
+    from omegaconf import OmegaConf
+
+    try:
+        tree: Any = OmegaConf.to_container(OmegaConf.load(config), resolve=True)
+    except Exception as error:  # a missing file or whatever the YAML reader objects to
+        raise ConfigError("a SAM config cannot be read", where=config, got=str(error).splitlines()[0]) from error
+    tree = tree.get("model", tree) if isinstance(tree, dict) else {}
+    # Instantiating calls what the file names: a config from elsewhere must not name os.system.
+    foreign = [target for target in _targets(tree) if not target.startswith("sam2.modeling.")]
+    if foreign or "_target_" not in tree:
+        raise ConfigError(
+            "a file is not a SAM 2 architecture",
+            where=config,
+            expected="_target_ of sam2.modeling classes",
+            got=foreign or "no _target_",
+        )
+    return instantiate(OmegaConf.create(tree))
+
+
+def _targets(tree: object) -> Iterator[str]:
+    if isinstance(tree, dict):
+        yield from (str(value) for key, value in tree.items() if key == "_target_")
+    children = tree.values() if isinstance(tree, dict) else tree if isinstance(tree, list) else ()
+    for child in children:
+        yield from _targets(child)
+
+
+def build_backend(
+    name_or_path: str,
+    *,
+    device: str = "cpu",
+    config: str | None = None,
+    sha256: str | None = None,
+    precision: Precision = "fp32",
+) -> Sam2Backend:
+    """A SAM by name or from a local file.
+
+    Args:
+        name_or_path: ``scenes-nano`` (embedded), a name of :data:`HUB_CHECKPOINTS`, or a checkpoint file.
+        device: ``cpu``, ``cuda`` or ``cuda:n``.
+        config: architecture of a local file: a YAML path or one of the names. Needless for a file that
+            keeps its published name.
+        sha256: digest that the weights must have; published checkpoints have theirs built in.
+        precision: ``bf16`` runs encoder and decoder in autocast on CUDA.
+
+    Raises:
+        CheckpointError: missing, damaged, unsafe or unfitting weights.
+        ConfigError: unknown name, config or device.
+        EnvironmentProblemError: the device is not there.
+    """
+    resolved = resolve_device(device)  # before anything is downloaded
+    if precision == "bf16" and resolved.type != "cuda":
+        raise ConfigError("bf16 is for CUDA devices", where="sam precision", got=str(resolved), fix="use fp32")
+    weights_path, config_path, pinned = _locate(name_or_path, config)
+    digest = verify_sha256(weights_path, sha256 or pinned)
+    model = build_model(config_path)
+    load_into(model, load_weights(weights_path), where=weights_path)
+    return Sam2Backend(model, name=name_or_path, sha256=digest, device=resolved, precision=precision)
+
+
+def _locate(name_or_path: str, config: str | None) -> tuple[Path, Path, str | None]:
+    """Weights file, architecture file and built-in digest."""
+    if name_or_path == SCENES_NANO:
+        weights = Path(str(files("pipeline") / "assets" / "scenes_nano.safetensors"))
+        if not weights.is_file():
+            raise CheckpointError(
+                "the embedded SAM has no weights",
+                where=weights,
+                fix="restore the file from the repository, or train it: python -m jobs.train_scenes_nano",
+            )
+        return weights, _architecture(SCENES_NANO), None
+    if name_or_path in HUB_CHECKPOINTS and config is None:
+        return fetch_checkpoint(name_or_path), _architecture(name_or_path), HUB_CHECKPOINTS[name_or_path].sha256
+    path = Path(name_or_path)
+    if not path.is_file():
+        raise ConfigError(
+            "unknown SAM",
+            where="sam name",
+            expected=f"{SCENES_NANO}, {', '.join(HUB_CHECKPOINTS)}, or the path of a checkpoint",
+            got=name_or_path,
+        )
+    if config is not None:
+        return path, _architecture(config), None
+    published = next((name for name, entry in HUB_CHECKPOINTS.items() if entry.file_name == path.name), None)
+    if published is None:
+        raise ConfigError(
+            "a local checkpoint needs its architecture",
+            where=path,
+            expected="a YAML file or one of the SAM names",
+            fix=f"add a config, for instance {next(iter(HUB_CHECKPOINTS))}",
+        )
+    return path, _architecture(published), HUB_CHECKPOINTS[published].sha256
+
+
+def _architecture(name_or_path: str) -> Path:
+    if name_or_path == SCENES_NANO:
+        return Path(str(files("pipeline") / "assets" / "scenes_nano.yaml"))
+    if name_or_path in HUB_CHECKPOINTS:
+        return Path(str(files("sam2") / HUB_CHECKPOINTS[name_or_path].config))
+    return Path(name_or_path)
