@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 SamplingRule = Literal["sigmoid_in_mask", "softmax"]
-"""sigmoid_in_mask: the paper's Eq. 3. softmax: the released code, over the logits of the whole map (far more peaked)."""
+"""sigmoid_in_mask: the paper's Eq. 3. softmax: released code, over the logits of the whole map (far more peaked)."""
 
 SAMPLING_RULES: tuple[str, ...] = get_args(SamplingRule)
 
