@@ -1,0 +1,1 @@
+"""Structural distillation: self-similarity of network features against SAM's."""

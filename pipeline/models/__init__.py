@@ -1,0 +1,1 @@
+"""Mask2Former teacher and student on MMDetection, and the training hooks."""

@@ -1,0 +1,153 @@
+"""Train ``scenes-base``, the small Mask2Former every scenes run starts from.
+
+It stands where ImageNet or COCO weights stand in the papers: same architecture, other shape families, other
+seeds, all labels. Stage 1 uses crops (cheap steps), stage 2 whole scenes; an auxiliary dense head on the
+mask features is dropped at the end.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from mmdet.structures import DetDataSample
+from mmdet.structures.mask import BitmapMasks
+from mmengine.structures import InstanceData
+from torch import Tensor, nn
+
+from pipeline.sam.nano_training import DenseHead, dense_loss, learning_rate
+from pipeline.scenes.cache import SceneArrays
+
+MIN_PIXELS_IN_CROP = 30
+
+
+@dataclass(frozen=True)
+class BaseStage:
+    """One part of the schedule."""
+
+    crop: int
+    """Side of the square crop in pixels, a multiple of 32."""
+    steps: int
+    images: int
+    learning_rate: float
+
+
+class BaseTrainer:
+    """Model, data and random state of one training run."""
+
+    def __init__(self, model: Any, data: SceneArrays, seed: int) -> None:
+        self.model, self.data = model, data
+        self.dense_head = DenseHead(model.panoptic_head.query_embed.weight.shape[1])
+        self.random = np.random.default_rng(seed)
+        self.averaged = {k: v.detach().clone() for k, v in model.state_dict().items()}
+
+    def parameters(self) -> list[nn.Parameter]:
+        """Everything that is trained, the auxiliary head included."""
+        return [*self.model.parameters(), *self.dense_head.parameters()]
+
+    def draw_batch(self, stage: BaseStage) -> tuple[Tensor, list[DetDataSample], Tensor]:
+        """Images [B, 3, c, c] normalised, mmdet samples, owners [B, c, c]."""
+        images, owners, samples = [], [], []
+        side = self.data.images.shape[1]
+        while len(images) < stage.images:
+            i = int(self.random.integers(len(self.data.images)))
+            top, left = self.random.integers(0, side - stage.crop + 1, 2)
+            image = self.data.images[i, top : top + stage.crop, left : left + stage.crop]
+            owner = self.data.owners[i, top : top + stage.crop, left : left + stage.crop]
+            turns = int(self.random.integers(4))
+            image, owner = np.rot90(image, turns), np.rot90(owner, turns)
+            if self.random.random() < 0.5:
+                image, owner = image[:, ::-1], owner[:, ::-1]
+            if self.random.random() < 0.5:
+                image = image[..., self.random.permutation(3)]
+            sample = _sample(owner, self.data.labels[i])
+            if sample is None:
+                continue
+            image = np.clip(image * self.random.uniform(0.8, 1.2, 3), 0, 255).astype(np.float32)
+            images.append(torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))))
+            owners.append(torch.from_numpy(np.ascontiguousarray(owner)).long())
+            samples.append(sample)
+        batch = torch.stack(images)
+        prepare = self.model.data_preprocessor
+        return (batch - prepare.mean) / prepare.std, samples, torch.stack(owners)
+
+    def loss(self, stage: BaseStage) -> tuple[Tensor, dict[str, float]]:
+        """Mask2Former's losses plus the dense auxiliary loss on the mask features."""
+        images, samples, owners = self.draw_batch(stage)
+        captured: list[Tensor] = []
+        decoder = self.model.panoptic_head.pixel_decoder
+        handle = decoder.register_forward_hook(lambda _m, _i, output: captured.append(output[0]))
+        losses = self.model.loss(images, samples)
+        handle.remove()
+        dense = dense_loss(self.dense_head(captured[0]), owners)
+        log = {name: float(losses[name].detach()) for name in ("loss_cls", "loss_mask", "loss_dice")}
+        return sum(losses.values()) + dense, {**log, "loss_dense": float(dense.detach())}
+
+    @torch.no_grad()
+    def average(self, decay: float) -> None:
+        """Exponential moving average; integer tensors are copied."""
+        for name, value in self.model.state_dict().items():
+            if value.is_floating_point():
+                self.averaged[name].lerp_(value, 1 - decay)
+            else:
+                self.averaged[name].copy_(value)
+
+
+def _sample(owner: np.ndarray, labels: np.ndarray) -> DetDataSample | None:
+    """Ground truth of one crop; None if nothing large enough is in it."""
+    sizes = np.bincount(owner.ravel(), minlength=len(labels) + 1)[1:]
+    present = np.flatnonzero(sizes[: len(labels)] >= MIN_PIXELS_IN_CROP)
+    if not len(present):
+        return None
+    height, width = owner.shape
+    masks = np.stack([owner == k + 1 for k in present]).astype(np.uint8)
+    sample = DetDataSample(
+        metainfo={"img_shape": (height, width), "ori_shape": (height, width), "batch_input_shape": (height, width)}
+    )
+    sample.gt_instances = InstanceData(
+        labels=torch.from_numpy(labels[present].astype(np.int64)), masks=BitmapMasks(masks, height, width)
+    )
+    return sample
+
+
+def train_base_stage(trainer: BaseTrainer, stage: BaseStage, report: Callable[[int, dict[str, float]], None]) -> None:
+    """Train one stage; ``report(step, averages)`` is called every 100 steps."""
+    optimizer = torch.optim.AdamW(trainer.parameters(), lr=stage.learning_rate, weight_decay=0.02)
+    sums: dict[str, float] = {}
+    for step in range(stage.steps):
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(step, stage.steps, stage.learning_rate)
+        loss, log = trainer.loss(stage)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(trainer.parameters(), 1.0)
+        optimizer.step()
+        trainer.average(min(0.999, (1 + step) / (10 + step)))
+        for name, value in {**log, "loss": float(loss.detach())}.items():
+            sums[name] = sums.get(name, 0.0) + value
+        if (step + 1) % 100 == 0:
+            report(step + 1, {name: value / 100 for name, value in sums.items()})
+            sums = {}
+
+
+@torch.no_grad()
+def recall_at_half(model: Any, data: SceneArrays, *, score_threshold: float = 0.5) -> float:
+    """Share of instances found with the right class, a score above the threshold and mask IoU above 0.5."""
+    found = total = 0
+    prepare = model.data_preprocessor
+    for image, owner, labels in zip(data.images, data.owners, data.labels, strict=True):
+        tensor = torch.from_numpy(image).permute(2, 0, 1)[None].float()
+        height, width = owner.shape
+        meta = {"img_shape": (height, width), "ori_shape": (height, width), "batch_input_shape": (height, width)}
+        sample = DetDataSample(metainfo=meta | {"scale_factor": (1.0, 1.0)})
+        result = model.predict((tensor - prepare.mean) / prepare.std, [sample], rescale=False)[0].pred_instances
+        keep = result.scores > score_threshold
+        masks, classes = result.masks[keep].numpy(), result.labels[keep].numpy()
+        for k in range(int(owner.max())):
+            target = owner == k + 1
+            union = (masks | target).sum((1, 2)) if len(masks) else np.zeros(0)
+            hits = (masks & target).sum((1, 2)) > 0.5 * union if len(masks) else np.zeros(0, bool)
+            found += bool((hits & (classes == labels[k])).any())
+            total += 1
+    return found / total
