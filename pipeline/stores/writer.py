@@ -1,0 +1,330 @@
+"""``StoreWriter``: open a store for writing, refuse one that does not fit, say what is missing."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import TracebackType
+
+from data_schemas.manifest import (
+    SCHEMA_VERSIONS,
+    FileEntry,
+    ImageKey,
+    Manifest,
+    ShardRecord,
+    StoreIdentity,
+    StorePart,
+    digest,
+    identity_differences,
+)
+from data_schemas.similarity import SimilarityLayout
+from pipeline.errors import InputError, StoreMismatchError
+from pipeline.stores.files import StoreFiles, open_files
+from pipeline.stores.lock import LEASE_SECONDS, StoreLock
+from pipeline.stores.shards import (
+    MANIFEST,
+    ShardPlan,
+    ShardTask,
+    Work,
+    data_paths,
+    is_done,
+    layout_json,
+    library_versions,
+    plan_shards,
+    read_manifest,
+    read_records,
+    record_path,
+)
+
+_MANIFEST_WAIT_SECONDS = 2 * LEASE_SECONDS
+
+
+@dataclass(frozen=True)
+class StoreCounts:
+    """What the finished shards of a store hold."""
+
+    images_planned: int
+    images_ok: int
+    images_quarantined: int
+    rows: int
+    quarantined_by_reason: Mapping[str, int]
+    """``stage: reason`` -> images."""
+
+
+class StoreWriter:
+    """The one job that writes a kind of artefact into a store; a context manager that gives the lock back.
+
+    Workers publish shards through ``commit_proposals`` / ``commit_similarity`` with a task from :meth:`missing`.
+    """
+
+    def __init__(self, files: StoreFiles, part: StorePart, plans: tuple[ShardPlan, ...], lock: StoreLock) -> None:
+        """Use :meth:`create_or_open`."""
+        self.files, self.part, self.plans, self._lock = files, part, plans, lock
+
+    @classmethod
+    def create_or_open(
+        cls,
+        uri: str | Path,
+        identity: StoreIdentity,
+        images: Sequence[ImageKey],
+        *,
+        images_per_shard: int,
+        layout: SimilarityLayout | None = None,
+        lock_timeout: float = 0.0,
+    ) -> "StoreWriter":
+        """Start a store, or go on with one that was made of the same things.
+
+        Args:
+            uri: Local folder or address (``s3://...``).
+            identity: Who makes it and with what.
+            images: All images of the store, in any order.
+            images_per_shard: Images that are computed and published together.
+            layout: Sizes of the similarity arrays; for that kind only.
+            lock_timeout: Seconds to wait for another job on the same store and kind.
+
+        Raises:
+            StoreMismatchError: The store was made of other things.
+            StoreBusyError: Another job is writing it.
+            StoreDamagedError: Its manifest is damaged.
+            InputError: The images or the layout make no store.
+        """
+        files = open_files(uri)
+        plans, part, static = _plan(identity, images, images_per_shard, layout)
+        _refuse_other_parts(files, read_manifest(files), part)  # before a lock file is left in a foreign store
+        lock = StoreLock(files, identity.kind).acquire(lock_timeout)
+        try:
+            with StoreLock(files, "manifest").acquire(_MANIFEST_WAIT_SECONDS):
+                part = _join(files, part, static)
+            files.sweep()
+        except BaseException:
+            lock.release()
+            raise
+        return cls(files, part, plans, lock)
+
+    @property
+    def token(self) -> str:
+        """Of the lock; workers show it when they publish."""
+        return self._lock.token
+
+    def missing(self, *, retry_quarantined: bool = False) -> Work:
+        """Which shards are done and which are to be computed.
+
+        Args:
+            retry_quarantined: Count shards with a quarantined image as to be redone.
+        """
+        work = _sort_work(self.files, self.part, self.plans, retry_quarantined=retry_quarantined)
+        return Work(*(tuple(replace(task, token=self.token) for task in tasks) for tasks in _lists(work)))
+
+    def counts(self) -> StoreCounts:
+        """Images and rows of the finished shards, for the end of a run."""
+        return count_images(self.part, self.records())
+
+    def records(self) -> list[ShardRecord]:
+        """Of the finished shards, in the plan's order; damaged ones are left out."""
+        found = read_records(self.files, self.part.shard_ids)
+        records = [found.get(shard_id) for shard_id in self.part.shard_ids]
+        return [record for record in records if isinstance(record, ShardRecord)]
+
+    def close(self) -> None:
+        """Give the lock back."""
+        self._lock.release()
+
+    def __enter__(self) -> "StoreWriter":
+        """The writer itself."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close."""
+        self.close()
+
+
+def preview(
+    uri: str | Path,
+    identity: StoreIdentity,
+    images: Sequence[ImageKey],
+    *,
+    images_per_shard: int,
+    layout: SimilarityLayout | None = None,
+) -> Work:
+    """What :meth:`StoreWriter.missing` would say, without a lock and without writing: for ``--dry-run``.
+
+    Raises:
+        StoreMismatchError, StoreDamagedError, InputError: As :meth:`StoreWriter.create_or_open`.
+    """
+    files = open_files(uri)
+    plans, part, _ = _plan(identity, images, images_per_shard, layout)
+    _refuse_other_parts(files, read_manifest(files), part)
+    return _sort_work(files, part, plans, retry_quarantined=False)
+
+
+def remove_part(uri: str | Path, kind: str, *, lock_timeout: float = 0.0) -> None:
+    """Forget one kind of artefact and delete its files: for ``--overwrite``. Other files are not touched.
+
+    Raises:
+        StoreBusyError: A job is writing it.
+        StoreDamagedError: The manifest is damaged.
+    """
+    files = open_files(uri)
+    manifest = read_manifest(files)
+    if manifest is None or kind not in manifest.parts:
+        return
+    part = manifest.parts[kind]
+    with StoreLock(files, kind).acquire(lock_timeout), StoreLock(files, "manifest").acquire(_MANIFEST_WAIT_SECONDS):
+        # Records first: a reader then says "not computed", never "damaged".
+        for plan in plans_of(part):
+            files.delete(record_path(plan.shard_id))
+        for path in [path for plan in plans_of(part) for path in data_paths(part.identity.kind, plan)]:
+            files.delete(path)
+        for entry in part.files:
+            files.delete(entry.path)
+        left = {name: other for name, other in manifest.parts.items() if name != kind}
+        if left:
+            files.write(MANIFEST, Manifest(left).to_bytes())
+        else:
+            files.delete(MANIFEST)
+
+
+def plans_of(part: StorePart) -> tuple[ShardPlan, ...]:
+    """The shards of a stored plan, with the ids that the manifest states."""
+    size = part.images_per_shard
+    return tuple(
+        ShardPlan(i, shard_id, part.images[i * size : (i + 1) * size]) for i, shard_id in enumerate(part.shard_ids)
+    )
+
+
+def count_images(part: StorePart, records: Sequence[ShardRecord]) -> StoreCounts:
+    """Sum up the outcomes of ``records``."""
+    outcomes = [outcome for record in records for outcome in record.outcomes]
+    bad = Counter(f"{o.stage}: {o.reason}" for o in outcomes if o.status == "quarantined")
+    return StoreCounts(
+        images_planned=len(part.images),
+        images_ok=len(outcomes) - bad.total(),
+        images_quarantined=bad.total(),
+        rows=sum(record.rows for record in records),
+        quarantined_by_reason=dict(sorted(bad.items())),
+    )
+
+
+def _plan(
+    identity: StoreIdentity, images: Sequence[ImageKey], images_per_shard: int, layout: SimilarityLayout | None
+) -> tuple[tuple[ShardPlan, ...], StorePart, list[tuple[FileEntry, bytes]]]:
+    if identity.schema_version != SCHEMA_VERSIONS.get(identity.kind):
+        raise InputError(
+            "this program writes another schema version",
+            expected=SCHEMA_VERSIONS,
+            got=f"{identity.kind} version {identity.schema_version}",
+        )
+    if (layout is not None) != (identity.kind == "similarity"):
+        raise InputError("a layout is for the similarity kind, and needed there", got=f"{identity.kind}, {layout}")
+    plans = plan_shards(identity, images, images_per_shard=images_per_shard, layout=layout)
+    static = _static_files(layout, num_images=len(images), images_per_shard=images_per_shard)
+    part = StorePart(
+        identity=identity,
+        images=tuple(image for plan in plans for image in plan.images),
+        images_per_shard=images_per_shard,
+        shard_ids=tuple(plan.shard_id for plan in plans),
+        layout=layout,
+        files=tuple(entry for entry, _ in static),
+        library_versions=library_versions(),
+    )
+    return plans, part, static
+
+
+def _static_files(
+    layout: SimilarityLayout | None, *, num_images: int, images_per_shard: int
+) -> list[tuple[FileEntry, bytes]]:
+    if layout is None:
+        return []
+    from pipeline.stores.similarity_arrays import metadata_files
+
+    made = metadata_files(layout, num_images=num_images, images_per_shard=images_per_shard)
+    return [(FileEntry.of(path, data), data) for path, data in made]
+
+
+def _join(files: StoreFiles, part: StorePart, static: list[tuple[FileEntry, bytes]]) -> StorePart:
+    """Write the manifest part, or take the one that is there; Zarr metadata exists before any worker starts."""
+    manifest = read_manifest(files) or Manifest({})
+    _refuse_other_parts(files, manifest, part)
+    stored = manifest.parts.get(part.identity.kind)
+    # Another zarr version may format its JSON otherwise: then what is there stays what it is.
+    trusted = {entry.path: entry.sha256 for entry in (stored or part).files}
+    present = files.read_many(trusted)
+    for entry, data in static:
+        is_intact = (
+            entry.path in present and FileEntry.of(entry.path, present[entry.path]).sha256 == trusted[entry.path]
+        )
+        if not is_intact and trusted[entry.path] == entry.sha256:
+            files.write(entry.path, data)
+    if stored is not None:
+        return stored
+    files.write(MANIFEST, Manifest({**manifest.parts, part.identity.kind: part}).to_bytes())
+    return part
+
+
+def _refuse_other_parts(files: StoreFiles, manifest: Manifest | None, part: StorePart) -> None:
+    if manifest is None:
+        return
+    differences: list[tuple[str, object, object]] = []
+    for kind, stored in manifest.parts.items():
+        if kind == part.identity.kind:
+            differences += _part_differences(stored, part)
+        elif stored.identity.sam_sha256 != part.identity.sam_sha256:
+            differences.append(("sam_sha256", stored.identity.sam_sha256, part.identity.sam_sha256))
+    if differences:
+        raise mismatch(files, differences, fix_new="give this run another store path, or --overwrite to make it anew")
+
+
+def _part_differences(stored: StorePart, wanted: StorePart) -> list[tuple[str, object, object]]:
+    differences = identity_differences(stored.identity, wanted.identity)
+    have, want = layout_json(stored.layout), layout_json(wanted.layout)
+    differences += [
+        (f"layout.{k}", have.get(k), want.get(k)) for k in sorted({*have, *want}) if have.get(k) != want.get(k)
+    ]
+    if stored.images_per_shard != wanted.images_per_shard:
+        differences.append(("images_per_shard", stored.images_per_shard, wanted.images_per_shard))
+    if stored.images != wanted.images:
+        differences.append(("images", _describe_images(stored), _describe_images(wanted)))
+    return differences
+
+
+def _describe_images(part: StorePart) -> str:
+    keys = [[image.image_id, image.file_name, image.height, image.width] for image in part.images]
+    return f"{len(keys)} images, list {digest(keys)[:8]}"
+
+
+def mismatch(
+    files: StoreFiles, differences: Sequence[tuple[str, object, object]], *, fix_new: str
+) -> StoreMismatchError:
+    """The error that names every differing field with its stored and its wanted value."""
+    return StoreMismatchError(
+        f"the store was made with another {', '.join(name for name, _, _ in differences)}",
+        where=files.uri,
+        expected="; ".join(f"{name} = {wanted!r}" for name, _, wanted in differences),
+        got="; ".join(f"{name} = {stored!r}" for name, stored, _ in differences),
+        fix=fix_new,
+    )
+
+
+def _sort_work(files: StoreFiles, part: StorePart, plans: Sequence[ShardPlan], *, retry_quarantined: bool) -> Work:
+    kind, sizes = part.identity.kind, files.sizes()
+    records = read_records(files, [plan.shard_id for plan in plans if record_path(plan.shard_id) in sizes])
+    done: list[ShardTask] = []
+    redo: list[ShardTask] = []
+    new: list[ShardTask] = []
+    for plan in plans:
+        task = ShardTask(files.uri, kind, plan, part.images_per_shard, part.layout)
+        record = records.get(plan.shard_id)
+        if isinstance(record, ShardRecord) and is_done(record, kind, plan, sizes):
+            is_bad = any(outcome.status == "quarantined" for outcome in record.outcomes)
+            (redo if retry_quarantined and is_bad else done).append(task)
+        elif record is not None or any(path in sizes for path in data_paths(kind, plan)):
+            redo.append(task)
+        else:
+            new.append(task)
+    return Work(tuple(done), tuple(redo), tuple(new))
+
+
+def _lists(work: Work) -> tuple[tuple[ShardTask, ...], ...]:
+    return work.done, work.redo, work.new
