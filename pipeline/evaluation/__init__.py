@@ -1,0 +1,1 @@
+"""Numbers about results: mask AP and the quality of pseudo-labels."""
