@@ -1,0 +1,161 @@
+"""Configuration files: read one, apply ``--cfg-options``, refuse keys that do not exist, write what was meant.
+
+A configuration is mmengine's, in pure Python, loaded by its path and nowhere else. A mistyped key would be added
+silently by mmengine and the run would go on with the value it was to replace; here it is an error that names the
+nearest key there is.
+"""
+
+import argparse
+import contextlib
+import os
+from collections.abc import Collection, Mapping, Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config, DictAction
+
+from pipeline.errors import ConfigError
+
+
+def load_config(path: Path, cfg_options: Sequence[str] = (), *, also_known: Collection[str] = ()) -> Config:
+    """Read a configuration and apply what the command line overrides.
+
+    Args:
+        path: A ``.py`` file.
+        cfg_options: ``key=value`` in mmengine's grammar, as in ``optim_wrapper.optimizer.lr=1e-4`` or
+            ``model.sizes=[1,2]``; a number steps into a list.
+        also_known: Dotted keys that may be set although the file does not have them; their parents are made.
+
+    Returns:
+        The configuration, overrides applied.
+
+    Raises:
+        ConfigError: No such file, not a configuration, an override without ``=`` or with an unknown key.
+    """
+    config = _read(Path(path))
+    options = parse_options(cfg_options)
+    tree = config._cfg_dict
+    refuse_unknown(options, tree, also_known=also_known, where=f"--cfg-options, {path}")
+    for key, value in options.items():
+        _assign(tree, key.split("."), value)
+    return config
+
+
+def _read(path: Path) -> Config:
+    if path.suffix != ".py" or not path.is_file():
+        found = sorted(str(p) for p in path.parent.glob("*.py"))[:8] if path.parent.is_dir() else []
+        raise ConfigError(
+            "no such configuration",
+            where=path,
+            expected="a .py file" + (f", such as {', '.join(found)}" if found else ""),
+            fix="give the path of a file of configs/, or of a copy that you changed",
+        )
+    try:
+        return Config.fromfile(path)
+    except Exception as error:  # a configuration is code: it may fail in any way
+        reason = " ".join(str(error).split())[:400]
+        raise ConfigError(
+            "a configuration cannot be read", where=path, got=f"{type(error).__name__}: {reason}"
+        ) from error
+
+
+def parse_options(cfg_options: Sequence[str]) -> dict[str, Any]:
+    """Dotted key -> value of ``key=value`` texts, by mmengine's own grammar.
+
+    Raises:
+        ConfigError: A text without ``=`` or a value with brackets that do not close.
+    """
+    parser = argparse.ArgumentParser(add_help=False, exit_on_error=False)
+    parser.add_argument("options", nargs="*", action=DictAction)
+    options: dict[str, Any] = {}
+    for text in cfg_options:
+        key, equals, _ = text.partition("=")
+        try:
+            if not (key and equals):
+                raise ValueError("no key=value")
+            options |= parser.parse_args(["--", text]).options
+        except (ValueError, AssertionError, argparse.ArgumentError) as error:
+            raise ConfigError(
+                "an override cannot be understood",
+                where="--cfg-options",
+                expected="key=value, a.b=1, 'a=[1,2]' or 'a=[(1,2),(3,4)]', without blanks",
+                got=text,
+            ) from error
+    return options
+
+
+def refuse_unknown(
+    options: Mapping[str, Any], tree: Mapping[str, Any], *, also_known: Collection[str] = (), where: str
+) -> None:
+    """Check that every dotted key leads to something, and report all that do not, each with the nearest one.
+
+    Raises:
+        ConfigError: At least one key is unknown.
+    """
+    wrong = [
+        f"{key}{nearest(key, [*dotted_keys(tree), *also_known])}"
+        for key in options
+        if not (key in also_known or _leads_somewhere(tree, key.split(".")))
+    ]
+    if wrong:
+        raise ConfigError(
+            f"{'keys do' if len(wrong) > 1 else 'a key does'} not exist in the configuration",
+            where=where,
+            got="; ".join(wrong),
+            fix="correct the spelling; to add a key, write it into the file",
+        )
+
+
+def nearest(word: str, known: Collection[str]) -> str:
+    """`` (nearest: ...)`` for a message, or nothing where no known word is alike."""
+    alike = get_close_matches(word, sorted(set(known)), n=1, cutoff=0.5)
+    return f" (nearest: {alike[0]})" if alike else ""
+
+
+def dotted_keys(tree: object, prefix: str = "") -> list[str]:
+    """All keys below ``tree``, at every depth, as ``a.b.0.c``."""
+    keys: list[str] = []
+    for name, child in _children(tree):
+        keys += [f"{prefix}{name}", *dotted_keys(child, f"{prefix}{name}.")]
+    return keys
+
+
+def _children(tree: object) -> list[tuple[str, object]]:
+    if isinstance(tree, dict):
+        # Past mmengine's own look-up, which would import every class that the configuration names.
+        return [(str(name), child) for name, child in dict.items(tree)]
+    return [(str(i), child) for i, child in enumerate(tree)] if isinstance(tree, list | tuple) else []
+
+
+def _leads_somewhere(tree: object, parts: Sequence[str]) -> bool:
+    if not parts:
+        return True
+    children = dict(_children(tree))
+    return parts[0] in children and _leads_somewhere(children[parts[0]], parts[1:])
+
+
+def _assign(tree: Any, parts: Sequence[str], value: object) -> None:
+    """Set one value (mmengine's own merge cannot set a number inside a list)."""
+    name = int(parts[0]) if isinstance(tree, list) else parts[0]
+    if len(parts) == 1:
+        tree[name] = value
+        return
+    child = dict(_children(tree)).get(parts[0])
+    if isinstance(child, tuple):
+        tree[name] = child = list(child)
+    elif child is None:
+        tree[name] = child = type(tree)()
+    _assign(child, parts[1:], value)
+
+
+def write_resolved(config: Config, path: Path) -> None:
+    """Write the configuration as it was used, overrides included, in one step; it can be run again as it is."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    try:
+        partial.write_text(config.pretty_text, encoding="utf-8")
+        partial.replace(path)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            partial.unlink()
