@@ -13,6 +13,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlparse
 
+import fsspec
+from fsspec.implementations.arrow import ArrowFSWrapper
+
 from pipeline.errors import EnvironmentProblemError, InputError
 
 PARTIAL = ".partial"
@@ -182,18 +185,16 @@ class RemoteFiles(StoreFiles):
     def write(self, path: str, data: bytes) -> None:
         """See the base class."""
         with _explained(self.name(path)):
-            self._make_parent(path)
-            self.filesystem.pipe_file(f"{self.root}/{path}", data)
+            self._put(path, data, mode="overwrite")
 
     def create(self, path: str, data: bytes) -> bool:
         """See the base class; where the service knows no put-if-absent this is look, then put."""
         with _explained(self.name(path)):
-            self._make_parent(path)
             self.filesystem.invalidate_cache()
             if self.filesystem.exists(f"{self.root}/{path}"):
                 return False
             try:
-                self.filesystem.pipe_file(f"{self.root}/{path}", data, mode="create")
+                self._put(path, data, mode="create")
             except FileExistsError:
                 return False
         return True
@@ -232,15 +233,28 @@ class RemoteFiles(StoreFiles):
             found[full.get(name) or full.get(f"/{name}") or full[name.lstrip("/")]] = bytes(answer)
         return found
 
-    def _make_parent(self, path: str) -> None:
-        # Object stores have no folders, but some file systems behind fsspec do.
-        with contextlib.suppress(NotImplementedError):
-            self.filesystem.makedirs(f"{self.root}/{path}".rpartition("/")[0], exist_ok=True)
+    def _put(self, path: str, data: bytes, *, mode: str) -> None:
+        name = f"{self.root}/{path}"
+        try:
+            self.filesystem.pipe_file(name, data, mode=mode)
+        except FileNotFoundError:
+            # Object stores have no folders, but some file systems behind fsspec do.
+            self.filesystem.makedirs(name.rpartition("/")[0], exist_ok=True)
+            self.filesystem.pipe_file(name, data, mode=mode)
+
+
+class ArrowFiles(ArrowFSWrapper):  # type: ignore[misc]
+    """fsspec's view of a pyarrow file system; the original opens a range from byte 0 as a stream it cannot seek."""
+
+    def cat_file(self, path: str, start: int | None = None, end: int | None = None, **kwargs: Any) -> bytes:
+        """Bytes ``start`` to ``end`` of a file."""
+        with self.fs.open_input_file(path) as file:
+            size = file.size()
+            first, last = start or 0, size if end is None else min(end, size)
+            return bytes(file.read_at(max(last - first, 0), first))
 
 
 def _remote_filesystem(uri: str, scheme: str) -> tuple[Any, str]:
-    import fsspec
-
     try:
         filesystem, root = fsspec.core.url_to_fs(uri)
         return filesystem, str(root)
@@ -252,7 +266,6 @@ def _remote_filesystem(uri: str, scheme: str) -> tuple[Any, str]:
 
 def _arrow_filesystem(uri: str, scheme: str, missing: ImportError) -> tuple[Any, str]:
     """pyarrow brings S3, GCS and HDFS itself, so a missing fsspec plug-in is not the end."""
-    from fsspec.implementations.arrow import ArrowFSWrapper
     from pyarrow import fs
 
     try:
@@ -264,7 +277,7 @@ def _arrow_filesystem(uri: str, scheme: str, missing: ImportError) -> tuple[Any,
             got=str(missing),
             fix=f"pip install the fsspec plug-in for {scheme} (s3fs, gcsfs, adlfs, ...) on every machine",
         ) from error
-    return ArrowFSWrapper(filesystem), root
+    return ArrowFiles(filesystem), root
 
 
 @contextlib.contextmanager
