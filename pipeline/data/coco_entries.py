@@ -197,14 +197,15 @@ def _check_references(
 
 def _annotation(entry: Mapping[str, object], mask: rle.Rle) -> Annotation | None:
     """One annotation whose ids are checked; None where the mask is empty."""
-    pixels = rle.area(mask)
-    if pixels == 0:
+    box = rle.bbox_xywh(mask)
+    if box[2] == 0:
         return None
     told = entry.get("area")
-    area = float(told) if isinstance(told, int | float) and math.isfinite(told) and told > 0 else float(pixels)
+    is_told = isinstance(told, int | float) and math.isfinite(told) and told > 0
+    area = float(told) if is_told else float(rle.area(mask))  # type: ignore[arg-type]
     annotation_id, image_id, category_id = (entry[key] for key in ("id", "image_id", "category_id"))
     crowd = bool(entry.get("iscrowd", 0))
-    return Annotation(annotation_id, image_id, category_id, mask, area, rle.bbox_xywh(mask), crowd)  # type: ignore[arg-type]
+    return Annotation(annotation_id, image_id, category_id, mask, area, box, crowd)  # type: ignore[arg-type]
 
 
 def is_id(value: object) -> bool:
