@@ -1,0 +1,182 @@
+"""The two stages of ``precompute-sam`` as plain callable classes: the constructor loads the SAM, a call does a shard.
+
+A stage knows nothing of Ray. It computes the images of one shard, catches what goes wrong with a single one, and
+publishes the shard: every image ends as rows or as a quarantine outcome with stage and reason.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_schemas.manifest import ImageKey, ImageOutcome
+from data_schemas.proposals import Proposal
+from data_schemas.similarity import SimilarityTargets
+from jobs.settings import PrecomputeSettings, SamSettings
+from pipeline.errors import ImageError, InputError, PipelineError
+from pipeline.images import read_image, resolve_inside
+from pipeline.masks import rle
+from pipeline.sam.decoder_features import sample_target_points, similarity_targets
+from pipeline.sam.interface import SamBackend
+from pipeline.sam.sam2_backend import build_backend
+from pipeline.sam.segment_everything import segment_everything
+from pipeline.stores.proposal_store import commit_proposals
+from pipeline.stores.shards import ShardTask
+from pipeline.stores.similarity_store import commit_similarity
+
+Tell = Callable[[int | None], None]
+"""Called with the id of the image that comes next, and with None when all are done and the shard is published."""
+MakeBackend = Callable[[SamSettings], SamBackend]
+R = TypeVar("R")
+
+
+@dataclass(frozen=True)
+class ShardJob:
+    """One shard to compute; picklable."""
+
+    task: ShardTask
+    image_root: str
+    objects: Mapping[int, tuple[rle.Rle, ...]] = field(default_factory=dict)
+    """Image id -> masks of the ground truth, where similarity targets are to lie on objects."""
+    poisoned: Mapping[int, str] = field(default_factory=dict)
+    """Images not to touch again, and why: they killed their worker or never ended."""
+
+    def without(self, image_id: int, reason: str) -> "ShardJob":
+        """The same job with one image set aside."""
+        return replace(self, poisoned={**self.poisoned, image_id: reason})
+
+
+@dataclass(frozen=True)
+class ShardReport:
+    """A published shard."""
+
+    shard_id: str
+    outcomes: tuple[ImageOutcome, ...]
+
+
+@dataclass(frozen=True)
+class _Computed(Generic[R]):
+    results: Mapping[int, R]
+    quarantined: list[ImageOutcome]
+    retries: Mapping[int, int]
+
+
+def build_sam(sam: SamSettings) -> SamBackend:
+    """The SAM of the settings; see ``build_backend`` for the errors."""
+    return build_backend(sam.name, device=sam.device, config=sam.config, sha256=sam.sha256, precision=sam.precision)
+
+
+class ProposalStage:
+    """Segments everything in every image of a shard."""
+
+    def __init__(self, settings: PrecomputeSettings, make_backend: MakeBackend = build_sam) -> None:
+        """Load the SAM."""
+        self.settings = settings
+        self.backend = make_backend(settings.sam)
+
+    def __call__(self, job: ShardJob, tell: Tell = lambda _: None) -> ShardReport:
+        """Compute and publish one shard."""
+
+        def compute(_key: ImageKey, image: NDArray[np.uint8]) -> list[Proposal]:
+            return segment_everything(self.backend, self.backend.embed([image])[0], self.settings.proposals)
+
+        done = _compute_all(job, compute, retries=self.settings.retries, tell=tell)
+        record = commit_proposals(job.task, done.results, done.quarantined, retries=done.retries)
+        return ShardReport(record.shard_id, record.outcomes)
+
+
+class SimilarityStage:
+    """Computes the distillation targets of the labelled images of a shard."""
+
+    def __init__(self, settings: PrecomputeSettings, make_backend: MakeBackend = build_sam) -> None:
+        """Load the SAM."""
+        self.settings = settings
+        self.backend = make_backend(settings.sam)
+
+    def __call__(self, job: ShardJob, tell: Tell = lambda _: None) -> ShardReport:
+        """Compute and publish one shard."""
+        compute = partial(self._targets, job)
+        done = _compute_all(job, compute, retries=self.settings.retries, tell=tell)
+        record = commit_similarity(job.task, done.results, done.quarantined, retries=done.retries)
+        return ShardReport(record.shard_id, record.outcomes)
+
+    def _targets(self, job: ShardJob, key: ImageKey, image: NDArray[np.uint8]) -> SimilarityTargets:
+        chosen = self.settings.similarity
+        masks = [rle.decode(code) for code in job.objects.get(key.image_id, ())]
+        points_xy, point_kind = sample_target_points(
+            np.logical_or.reduce(masks) if masks else None,
+            (key.height, key.width),
+            num_inside=chosen.num_inside,
+            num_uniform=chosen.num_uniform,
+            # Of the image alone, so that points do not depend on shards, workers or the order of work.
+            rng=np.random.default_rng([chosen.seed, key.image_id]),
+        )
+        embedding = self.backend.embed([image])[0]
+        return similarity_targets(
+            self.backend, embedding, points_xy, point_kind, prompts_per_batch=chosen.prompts_per_batch
+        )
+
+
+STAGES: dict[str, type[ProposalStage] | type[SimilarityStage]] = {
+    "similarity": SimilarityStage,
+    "proposals": ProposalStage,
+}
+
+
+def _compute_all(
+    job: ShardJob, compute: Callable[[ImageKey, NDArray[np.uint8]], R], *, retries: int, tell: Tell
+) -> _Computed[R]:
+    results: dict[int, R] = {}
+    quarantined: list[ImageOutcome] = []
+    retried: dict[int, int] = {}
+    for key in job.task.plan.images:
+        if key.image_id in job.poisoned:
+            reason = job.poisoned[key.image_id]
+            quarantined.append(ImageOutcome.quarantined(key.image_id, stage="worker", reason=reason, retries=retries))
+            continue
+        tell(key.image_id)
+        try:
+            image = _read(job.image_root, key)
+        except InputError as error:
+            quarantined.append(ImageOutcome.quarantined(key.image_id, stage="read", reason=_one_line(error)))
+            continue
+        result, failure, tries = _try(partial(compute, key, image), retries)
+        if failure is None:
+            results[key.image_id] = result
+            retried |= {key.image_id: tries} if tries else {}
+        else:
+            quarantined.append(ImageOutcome.quarantined(key.image_id, stage="sam", reason=failure, retries=tries))
+    tell(None)
+    return _Computed(results, quarantined, retried)
+
+
+def _read(image_root: str, key: ImageKey) -> NDArray[np.uint8]:
+    image = read_image(resolve_inside(image_root, key.file_name))
+    if image.shape[:2] != (key.height, key.width):
+        file = f"{image.shape[0]} x {image.shape[1]}"
+        raise ImageError(f"size differs: planned {key.height} x {key.width}, file {file} (height x width)")
+    return image
+
+
+def _try(compute: Callable[[], Any], retries: int) -> tuple[Any, str | None, int]:
+    """Result, reason of the failure, and how often it was tried again."""
+    for tries in range(retries + 1):
+        try:
+            return compute(), None, tries
+        except InputError as error:
+            return None, _one_line(error), tries
+        except PipelineError:
+            raise  # no GPU, no disk: nothing that setting an image aside would mend
+        except Exception as error:
+            reason = _one_line(error)
+    return None, reason, retries
+
+
+def _one_line(error: Exception) -> str:
+    if isinstance(error, PipelineError):
+        return error.what + (f" ({error.got})" if error.got is not None else "")
+    text = str(error).strip()
+    return f"{type(error).__name__}: {text.splitlines()[0][:200] if text else 'no message'}"
