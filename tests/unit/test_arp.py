@@ -121,13 +121,13 @@ def test_small_untouched_instances_of_the_receiver_stay():
 
 
 def test_small_and_empty_instances_are_not_pasted():
-    source = sample_of(boxes((5, 5, 10), (20, 20, 6), (30, 30, 3), (0, 0, 0)), 1)
+    source = sample_of(boxes((30, 30, 3), (5, 5, 10), (0, 0, 0), (20, 20, 6)), 1)
     receiver = sample_of(np.zeros((0, 40, 50), dtype=bool), 2)
     mixed = paste_seeded(source, receiver)
-    assert mixed.labels.tolist() == [100, 101]
+    assert mixed.labels.tolist() == [101, 103]
     assert not (mixed.image[30:33, 30:33, 2] == 1).any()  # no pixels without a label
-    assert paste_seeded(source, receiver, min_source_area=37).labels.tolist() == [100]
-    assert paste_seeded(source, receiver, min_visible_pixels=1).labels.tolist() == [100, 101, 102]
+    assert paste_seeded(source, receiver, min_source_area=37).labels.tolist() == [101]
+    assert paste_seeded(source, receiver, min_visible_pixels=1).labels.tolist() == [100, 101, 103]
 
 
 def test_empty_masks_of_the_receiver_are_dropped():
@@ -178,6 +178,15 @@ def test_moved_object_larger_than_the_receiver_shows_a_window_of_itself():
         assert mixed.masks.all()
         windows.add(tuple(mixed.image[0, 0]))
     assert len(windows) > 5
+
+
+def test_moved_takes_the_nearest_source_pixel():
+    source = sample_of(boxes((3, 4, 10)), 1)
+    mixed = paste_seeded(source, sample_of(boxes((0, 0, 0)), 2), mode="moved", scale_range=(0.8, 0.8))
+    pixels = mixed.image[mixed.masks[0]].reshape(8, 8, 3)
+    nearest = [0, 1, 3, 4, 5, 6, 8, 9]  # floor((i + 0.5) * 10 / 8)
+    np.testing.assert_array_equal(pixels[:, 0, 0], np.add(nearest, 3))
+    np.testing.assert_array_equal(pixels[0, :, 1], np.add(nearest, 4))
 
 
 def test_moved_without_scaling_copies_every_pixel():

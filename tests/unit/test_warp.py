@@ -171,7 +171,8 @@ def test_general_and_separable_paths_agree():
 
 
 def test_perspective_shows_nothing_behind_the_camera():
-    perspective = np.array([[1.0, 0, 0], [0, 1, 0], [-0.2, 0, 1]])  # the horizon is at x = 5
+    # The horizon is at x = 5; the shift moves what lies behind it onto the view, upside down.
+    perspective = shift(400, 400) @ np.array([[1.0, 0, 0], [0, 1, 0], [-0.2, 0, 1]])
     _, visible = warp.warp_to_canonical(random_maps(1, 8, 8), perspective, view_hw=(800, 800), canonical_hw=(6, 10))
     assert visible[:, :4].any()
     assert not visible[:, 5:].any()
