@@ -81,7 +81,8 @@ class Sam2Backend:
             )
         pixels = torch.from_numpy(np.ascontiguousarray(image)).to(self.device).permute(2, 0, 1).float() / 255
         pixels = vision.resize(pixels, list(self.input_hw), antialias=True)
-        return vision.normalize(pixels, list(PIXEL_MEAN), list(PIXEL_STD))
+        normalised: Tensor = vision.normalize(pixels, list(PIXEL_MEAN), list(PIXEL_STD))
+        return normalised
 
     def decode_points(self, embedding: ImageEmbedding, points_xy: Tensor, labels: Tensor) -> PointMasks:
         """Three masks per prompt; see :meth:`SamBackend.decode_points`. Equals the stock decoder's multimask output."""
@@ -103,7 +104,7 @@ class Sam2Backend:
         labels = torch.ones(len(points_xy), 1, dtype=torch.int32)
         with self._inference():
             _, image_tokens = self._attend(embedding, points_xy[:, None], labels)
-        return image_tokens.float().transpose(1, 2).unflatten(2, self.grid_hw)
+        return self._as_grid(image_tokens).float()
 
     def upsample(self, logits: Tensor, size_hw: tuple[int, int]) -> Tensor:
         """[M, h, w] to [M, H, W] float32, bilinear, pixel edges aligned."""
@@ -145,10 +146,15 @@ class Sam2Backend:
         queries, image_tokens = decoder.transformer(image, self._position.expand(prompts, -1, -1, -1), tokens)
         return queries, image_tokens
 
+    def _as_grid(self, image_tokens: Tensor) -> Tensor:
+        """[P, gh * gw, C] to [P, C, gh, gw]."""
+        prompts, _, channels = image_tokens.shape
+        return image_tokens.transpose(1, 2).reshape(prompts, channels, *self.grid_hw)
+
     def _mask_logits(self, embedding: ImageEmbedding, queries: Tensor, image_tokens: Tensor) -> Tensor:
         """[P, 3, 4gh, 4gw]: the three multimask outputs; the single-mask output is not computed."""
         decoder = self.model.sam_mask_decoder
-        grid = image_tokens.transpose(1, 2).unflatten(2, self.grid_hw)  # [P, C, gh, gw]
+        grid = self._as_grid(image_tokens)
         if embedding.high_resolution:
             fine, middle = embedding.high_resolution
             up_1, norm, act_1, up_2, act_2 = decoder.output_upscaling
@@ -202,6 +208,7 @@ def build_model(config: str | Path) -> Any:
     except Exception as error:  # a missing file or whatever the YAML reader objects to
         raise ConfigError("a SAM config cannot be read", where=config, got=str(error).splitlines()[0]) from error
     tree = tree.get("model", tree) if isinstance(tree, dict) else {}
+    tree = tree if isinstance(tree, dict) else {}
     # Instantiating calls what the file names: a config from elsewhere must not name os.system.
     foreign = [target for target in _targets(tree) if not target.startswith("sam2.modeling.")]
     if foreign or "_target_" not in tree:
@@ -211,7 +218,12 @@ def build_model(config: str | Path) -> Any:
             expected="_target_ of sam2.modeling classes",
             got=foreign or "no _target_",
         )
-    return instantiate(OmegaConf.create(tree))
+    try:
+        return instantiate(OmegaConf.create(tree))
+    except Exception as error:  # Hydra's own error, for whatever the named classes object to
+        raise ConfigError(
+            "a SAM 2 architecture cannot be built", where=config, got=str(error).splitlines()[0]
+        ) from error
 
 
 def _targets(tree: object) -> Iterator[str]:

@@ -6,7 +6,6 @@ anything is upsampled, boxes are made distinct before anything is encoded, and f
 exist a few at a time.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import cv2
@@ -21,8 +20,9 @@ from pipeline.errors import ConfigError
 from pipeline.masks import rle
 from pipeline.sam.interface import ImageEmbedding, SamBackend
 
-MAX_CHUNK_BYTES = 256 * 2**20
-"""Memory for full-resolution logits at any time, unless a single mask needs more."""
+MAX_CHUNK_BYTES = (8 * 2**20, 1024 * 2**20)
+"""Memory for full-resolution masks at any time (unless a single one needs more): on a CPU little, to stay
+near its caches; on CUDA much, to have few launches."""
 
 
 @dataclass(frozen=True)
@@ -76,8 +76,8 @@ class Candidates:
     points_xy: Tensor
     """[M, 2] float32 canonical pixels."""
 
-    def __getitem__(self, keep: Tensor) -> "Candidates":
-        """A subset by index or by bool mask."""
+    def __getitem__(self, keep: Tensor | slice) -> "Candidates":
+        """A subset by index, bool mask or slice."""
         return Candidates(self.logits[keep], self.predicted_iou[keep], self.points_xy[keep])
 
     def __len__(self) -> int:
@@ -93,12 +93,12 @@ class Measures:
     """[M] float32; 0 for an empty mask."""
     boxes_xyxy: Tensor
     """[M, 4] int64, first and last column and row of the mask (both inclusive); 0 for an empty one."""
-    areas: Tensor
-    """[M] int64 pixels."""
+    nonempty: Tensor
+    """[M] bool."""
 
     def __getitem__(self, keep: Tensor) -> "Measures":
         """A subset by index or by bool mask."""
-        return Measures(self.stability_score[keep], self.boxes_xyxy[keep], self.areas[keep])
+        return Measures(self.stability_score[keep], self.boxes_xyxy[keep], self.nonempty[keep])
 
 
 def segment_everything(
@@ -143,7 +143,8 @@ def decode_grid(
 ) -> Candidates:
     """Decode clicks [N, 2] in batches; of their 3 N masks keep those with a high predicted IoU, in order."""
     kept = []
-    for points in points_xy.split(settings.points_per_batch):
+    for start in range(0, len(points_xy), settings.points_per_batch):
+        points = points_xy[start : start + settings.points_per_batch]
         masks = backend.decode_points(embedding, points[:, None], torch.ones(len(points), 1, dtype=torch.int32))
         every = Candidates(
             masks.logits.flatten(0, 1),
@@ -163,41 +164,45 @@ def keep_stable(
     backend: SamBackend, candidates: Candidates, size_hw: tuple[int, int], settings: GeneratorSettings
 ) -> tuple[Candidates, Measures]:
     """Measure every candidate at full resolution; keep the stable ones that are not empty."""
+    step = _masks_per_chunk(size_hw, candidates.logits.device)
+    # One chunk even if there is no candidate: it says the types of the empty results.
     chunks = [
-        measure(backend.upsample(candidates.logits[chunk], size_hw), settings.stability_score_offset)
-        for chunk in _chunks(len(candidates), size_hw)
+        measure(backend.upsample(candidates.logits[start : start + step], size_hw), settings.stability_score_offset)
+        for start in range(0, max(1, len(candidates)), step)
     ]
-    device = candidates.logits.device
     measures = Measures(
-        torch.cat([torch.empty(0, device=device), *(each.stability_score for each in chunks)]),
-        torch.cat([torch.empty(0, 4, dtype=torch.int64, device=device), *(each.boxes_xyxy for each in chunks)]),
-        torch.cat([torch.empty(0, dtype=torch.int64, device=device), *(each.areas for each in chunks)]),
+        torch.cat([each.stability_score for each in chunks]),
+        torch.cat([each.boxes_xyxy for each in chunks]),
+        torch.cat([each.nonempty for each in chunks]),
     )
-    keep = measures.areas > 0
+    keep = measures.nonempty.clone()
     if settings.stability_score_threshold > 0:
         keep &= measures.stability_score >= settings.stability_score_threshold
     return candidates[keep], measures[keep]
 
 
 def measure(logits: Tensor, offset: float) -> Measures:
-    """Stability, boxes and areas of full-resolution logits [M, H, W].
+    """Stability, boxes and emptiness of the masks ``logits > 0``; ``logits`` [M, H, W] float32.
 
     Stability is the IoU of the masks cut at ``offset`` and at ``-offset``; the first lies in the second.
     """
-    masks = logits > 0
-    high = (logits > offset).sum((1, 2))
-    low = (logits > -offset).sum((1, 2))
-    return Measures((high / low).nan_to_num(0), boxes_of(masks), masks.sum((1, 2)))
+    intersection = (logits > offset).flatten(1).sum(1, dtype=torch.int32)
+    union = (logits > -offset).flatten(1).sum(1, dtype=torch.int32)
+    columns, rows = logits.amax(1) > 0, logits.amax(2) > 0  # [M, W], [M, H]
+    return Measures((intersection / union).nan_to_num(0), boxes_of(columns, rows), rows.any(1))
 
 
-def boxes_of(masks: Tensor) -> Tensor:
-    """[M, H, W] bool to [M, 4] int64: first and last column and row that hold a pixel, x y x y; 0 if none do."""
-    columns, rows = masks.any(1).byte(), masks.any(2).byte()  # [M, W], [M, H]
-    first_x, first_y = columns.argmax(1), rows.argmax(1)
-    last_x = columns.shape[1] - 1 - columns.flip(1).argmax(1)
-    last_y = rows.shape[1] - 1 - rows.flip(1).argmax(1)
-    boxes = torch.stack([first_x, first_y, last_x, last_y], 1)
-    return boxes * columns.any(1)[:, None]
+def boxes_of(columns: Tensor, rows: Tensor) -> Tensor:
+    """First and last occupied column and row, [M, 4] int64 as x y x y; all 0 for an empty mask.
+
+    Args:
+        columns: [M, W] bool, whether a column holds a pixel of the mask.
+        rows: [M, H] bool, likewise.
+    """
+    first_x, first_y = columns.byte().argmax(1), rows.byte().argmax(1)
+    last_x = columns.shape[1] - 1 - columns.flip(1).byte().argmax(1)
+    last_y = rows.shape[1] - 1 - rows.flip(1).byte().argmax(1)
+    return torch.stack([first_x, first_y, last_x, last_y], 1) * rows.any(1)[:, None]
 
 
 def distinct(boxes_xyxy: Tensor, scores: Tensor, threshold: float) -> Tensor:
@@ -205,7 +210,8 @@ def distinct(boxes_xyxy: Tensor, scores: Tensor, threshold: float) -> Tensor:
 
     The boxes go in with inclusive ends, as in the reference: a mask one pixel wide has a box of area 0.
     """
-    return batched_nms(boxes_xyxy.float(), scores, torch.zeros_like(boxes_xyxy[:, 0]), threshold)
+    keep: Tensor = batched_nms(boxes_xyxy.float(), scores, torch.zeros_like(boxes_xyxy[:, 0]), threshold)
+    return keep
 
 
 def encode(
@@ -216,54 +222,56 @@ def encode(
     settings: GeneratorSettings,
 ) -> list[Proposal]:
     """Upsample once more, threshold, clean up if asked, and run-length encode; order of the input."""
+    step = _masks_per_chunk(size_hw, candidates.logits.device)
     proposals: list[Proposal] = []
     changed: list[bool] = []
-    for chunk in _chunks(len(candidates), size_hw):
-        masks = (backend.upsample(candidates.logits[chunk], size_hw) > 0).cpu().numpy()
-        part, seen = candidates[_index(chunk)], measures[_index(chunk)]
+    for start in range(0, len(candidates), step):
+        part = slice(start, start + step)
+        masks = (backend.upsample(candidates.logits[part], size_hw) > 0).cpu().numpy()
         if settings.min_mask_region_area > 0:
             cleaned = [clean(mask, settings.min_mask_region_area) for mask in masks]
             masks = np.stack([mask for mask, _ in cleaned])
             changed += [touched for _, touched in cleaned]
-            tensor = torch.from_numpy(masks)
-            seen = Measures(seen.stability_score, boxes_of(tensor), tensor.sum((1, 2)))
-        proposals += _proposals(masks, part, seen)
-    if settings.min_mask_region_area > 0 and proposals:
-        # Cleaning makes masks alike that were not; of two, the one that needed none is the better.
-        xywh = torch.tensor([each.bbox_xywh for each in proposals])
-        boxes = torch.cat([xywh[:, :2], xywh[:, :2] + xywh[:, 2:] - 1], 1)
-        keep = distinct(boxes, 1 - torch.tensor(changed).float(), settings.box_nms_threshold)
-        proposals = [proposals[i] for i in keep.tolist()]
-    return proposals
+        proposals += _proposals(masks, candidates[part], measures.stability_score[part])
+    return _distinct_after_cleaning(proposals, changed, settings) if changed else proposals
 
 
-def _proposals(masks: NDArray[np.bool_], candidates: Candidates, measures: Measures) -> list[Proposal]:
+def _distinct_after_cleaning(
+    proposals: list[Proposal], changed: list[bool], settings: GeneratorSettings
+) -> list[Proposal]:
+    """Box NMS again: cleaning makes masks alike that were not; of two, the one that needed none is the better."""
+    xywh = torch.tensor([each.bbox_xywh for each in proposals])
+    boxes = torch.cat([xywh[:, :2], xywh[:, :2] + xywh[:, 2:] - 1], 1)
+    keep = distinct(boxes, 1 - torch.tensor(changed).float(), settings.box_nms_threshold)
+    return [proposals[i] for i in keep.tolist()]
+
+
+def _proposals(masks: NDArray[np.bool_], candidates: Candidates, stability_score: Tensor) -> list[Proposal]:
     """Masks [M, H, W] on the host and what is known of them, as proposals."""
-    found = []
+    boxes = boxes_of(torch.from_numpy(masks.any(1)), torch.from_numpy(masks.any(2)))
     columns = zip(
         rle.encode_many(masks),
-        measures.areas.tolist(),
-        measures.boxes_xyxy.tolist(),
+        np.count_nonzero(masks, axis=(1, 2)).tolist(),
+        boxes.tolist(),
         candidates.predicted_iou.tolist(),
-        measures.stability_score.tolist(),
+        stability_score.tolist(),
         candidates.points_xy.tolist(),
         strict=True,
     )
-    for code, area, (x0, y0, x1, y1), predicted_iou, stability_score, (x, y) in columns:
-        found.append(
-            Proposal(
-                rle_counts=code["counts"],
-                height=masks.shape[1],
-                width=masks.shape[2],
-                area=area,
-                # COCO counts pixels: a box as wide as its mask, one more than between inclusive ends.
-                bbox_xywh=(float(x0), float(y0), float(x1 - x0 + 1), float(y1 - y0 + 1)),
-                predicted_iou=predicted_iou,
-                stability_score=stability_score,
-                point_xy=(x, y),
-            )
+    return [
+        Proposal(
+            rle_counts=code["counts"],
+            height=masks.shape[1],
+            width=masks.shape[2],
+            area=area,
+            # COCO counts pixels: a box as wide as its mask, one more than between inclusive ends.
+            bbox_xywh=(float(x0), float(y0), float(x1 - x0 + 1), float(y1 - y0 + 1)),
+            predicted_iou=predicted_iou,
+            stability_score=stability,
+            point_xy=(x, y),
         )
-    return found
+        for code, area, (x0, y0, x1, y1), predicted_iou, stability, (x, y) in columns
+    ]
 
 
 def clean(mask: NDArray[np.bool_], min_area: int) -> tuple[NDArray[np.bool_], bool]:
@@ -294,15 +302,9 @@ def _regions(mask: NDArray[np.bool_], min_area: int) -> tuple[NDArray[np.int32],
     _, labels, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
     small = np.asarray(stats[:, cv2.CC_STAT_AREA] < min_area)
     small[0] = False
-    return labels, small
+    return np.asarray(labels, np.int32), small
 
 
-def _chunks(count: int, size_hw: tuple[int, int]) -> Iterator[slice]:
-    """Slices of as many masks as fit the memory bound: float32 logits and three bool masks each."""
-    step = max(1, MAX_CHUNK_BYTES // (7 * size_hw[0] * size_hw[1]))
-    for start in range(0, count, step):
-        yield slice(start, min(start + step, count))
-
-
-def _index(chunk: slice) -> Tensor:
-    return torch.arange(chunk.start, chunk.stop)
+def _masks_per_chunk(size_hw: tuple[int, int], device: torch.device) -> int:
+    """How many full-resolution masks may exist at once: float32 logits and a bool mask each, at least one."""
+    return max(1, MAX_CHUNK_BYTES[device.type == "cuda"] // (5 * size_hw[0] * size_hw[1]))

@@ -1,0 +1,365 @@
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from data_schemas.proposals import check_proposal, proposal_order
+from pipeline.errors import ConfigError
+from pipeline.masks import rle
+from pipeline.sam import segment_everything as module
+from pipeline.sam.sam2_backend import SCENES_NANO, Sam2Backend, _architecture, build_backend, build_model
+from pipeline.sam.segment_everything import (
+    GeneratorSettings,
+    boxes_of,
+    clean,
+    distinct,
+    measure,
+    point_grid,
+    segment_everything,
+)
+from tests.fakes import FakeSam, region_at
+
+KEEP_ALL = GeneratorSettings(
+    points_per_side=6, pred_iou_threshold=0.0, stability_score_threshold=0.0, box_nms_threshold=1.0
+)
+
+
+def mosaic(height=120, width=160, seed=0):
+    blocks = np.random.default_rng(seed).integers(0, 256, (6, 8, 3), np.uint8)
+    return np.kron(blocks, np.ones((-(-height // 6), -(-width // 8), 1), np.uint8))[:height, :width]
+
+
+@pytest.fixture(scope="module")
+def busy():
+    """scenes-nano with random weights, changed so that its masks are many, small and unlike each other.
+
+    Attention is sharpened and one decoder channel is made a constant that pulls all logits down, so that
+    about one pixel in a hundred stays above 0.
+    """
+    torch.manual_seed(0)
+    model = build_model(_architecture(SCENES_NANO))
+    decoder = model.sam_mask_decoder
+    with torch.no_grad():
+        for name, weight in decoder.named_parameters():
+            if weight.ndim > 1:
+                weight.mul_(3 if "q_proj" in name or "k_proj" in name else 2)
+        model.sam_prompt_encoder.no_mask_embed.weight.zero_()
+        backend = Sam2Backend(model, name="busy", sha256="0" * 64)
+        points = point_grid(6, (120, 160), backend.input_hw)[:, None]
+        logits = backend.decode_points(backend.embed([mosaic()])[0], points, torch.ones(36, 1)).logits
+        pull = torch.quantile(logits[::4].flatten(), 0.99)
+        decoder.output_upscaling[3].weight[:, 0] = 0
+        decoder.output_upscaling[3].bias[0] = 10
+        decoder.conv_s0.weight[0] = 0
+        decoder.conv_s0.bias[0] = 0
+        for head in decoder.output_hypernetworks_mlps:
+            head.layers[-1].weight[0] = 0
+            head.layers[-1].bias[0] = -pull / 10
+    return backend
+
+
+def stock_generate(model, image, settings, **more):
+    from sam2.automatic_mask_generator import SAM2AutomaticMaskGenerator
+
+    generator = SAM2AutomaticMaskGenerator(
+        model,
+        points_per_side=settings.points_per_side,
+        points_per_batch=5,
+        pred_iou_thresh=settings.pred_iou_threshold,
+        stability_score_thresh=settings.stability_score_threshold,
+        stability_score_offset=settings.stability_score_offset,
+        box_nms_thresh=settings.box_nms_threshold,
+        output_mode="coco_rle",
+        **more,
+    )
+    size = model.image_size
+    generator.predictor._bb_feat_sizes = [(size // stride,) * 2 for stride in (4, 8, 16)]  # stock assumes 1024
+    return generator.generate(image)
+
+
+def assert_same(ours, stock):
+    """The same masks with the same numbers; a mask may differ in a pixel whose logit is 0 up to rounding."""
+    stock = [each for each in stock if each["area"] > 0]  # stock keeps empty masks if nothing filters them
+    assert len(ours) == len(stock)
+    stock.sort(key=lambda each: (-each["predicted_iou"], -each["area"], each["segmentation"]["counts"]))
+    left = list(stock)
+    for mine in ours:
+        near = [each for each in left if abs(each["predicted_iou"] - mine.predicted_iou) < 1e-5]
+        twin = max(near, key=lambda each: mask_iou(each["segmentation"]["counts"], mine))
+        assert mask_iou(twin["segmentation"]["counts"], mine) >= 0.999
+        assert twin["stability_score"] == pytest.approx(mine.stability_score, abs=1e-3)
+        x, y, width, height = twin["bbox"]  # inclusive ends: one less than COCO's
+        assert np.allclose((x, y, width + 1, height + 1), mine.bbox_xywh, atol=1)
+        half = 0.5 * mine.width / 384, 0.5 * mine.height / 384  # what the prompt encoder adds to stock's point
+        assert np.allclose(np.add(twin["point_coords"][0], half), mine.point_xy, atol=1e-3)
+        left.remove(twin)
+
+
+def mask_iou(counts, proposal):
+    if counts == proposal.rle_counts:
+        return 1.0
+    size = [proposal.height, proposal.width]
+    a, b = rle.decode({"size": size, "counts": counts}), rle.decode({"size": size, "counts": proposal.rle_counts})
+    return (a & b).sum() / (a | b).sum()
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        replace(KEEP_ALL, stability_score_offset=0.01),
+        GeneratorSettings(6, 7, 0.5, 0.1, 0.01, 0.7),
+        GeneratorSettings(6, 64, 0.4, 0.9, 0.02, 0.5),
+        GeneratorSettings(5, 3, 0.0, 0.5, 0.05, 0.3),
+    ],
+    ids=["keep all", "three filters", "strict", "small batches"],
+)
+@pytest.mark.parametrize("size_hw", [(120, 160), (400, 390)], ids=["smaller than the input", "larger"])
+def test_proposals_equal_the_stock_generator(busy, settings, size_hw):
+    image = mosaic(*size_hw)
+    ours = segment_everything(busy, busy.embed([image])[0], settings)
+    stock = stock_generate(busy.model, image, settings)
+    assert len(ours) >= 5, "nothing to compare"
+    assert_same(ours, stock)
+
+
+def test_the_filters_of_the_parity_test_do_filter(busy):
+    """Each threshold of "three filters" removes masks: otherwise equality would say little."""
+    embedding = busy.embed([mosaic()])[0]
+    strict = GeneratorSettings(6, 7, 0.5, 0.1, 0.01, 0.7)
+    count = len(segment_everything(busy, embedding, strict))
+    for field in ("pred_iou_threshold", "box_nms_threshold"):
+        open_one = replace(strict, **{field: getattr(KEEP_ALL, field)})
+        assert len(segment_everything(busy, embedding, open_one)) > count, field
+    stricter = replace(strict, stability_score_threshold=0.95)
+    assert len(segment_everything(busy, embedding, stricter)) < count
+
+
+def test_trained_weights_equal_the_stock_generator_on_a_scene():
+    if not _architecture(SCENES_NANO).with_suffix(".safetensors").is_file():
+        pytest.skip("pipeline/assets/scenes_nano.safetensors is not trained yet")
+    from pipeline.scenes.cache import draw_by_index
+    from pipeline.scenes.render import SceneStyle
+
+    backend = build_backend(SCENES_NANO)
+    image = draw_by_index(0, group="benchmark", style=SceneStyle(), seed=7_000_001).image
+    settings = GeneratorSettings(points_per_side=8, pred_iou_threshold=0.4, stability_score_threshold=0.6)
+    ours = segment_everything(backend, backend.embed([image])[0], settings)
+    assert len(ours) >= 3
+    assert_same(ours, stock_generate(backend.model, image, settings))
+
+
+def test_on_the_fake_every_region_is_found_once():
+    """Four flat quadrants: the regions are known, and so is what NMS leaves."""
+    image = np.zeros((32, 40, 3), np.uint8)
+    image[:16, :20], image[:16, 20:], image[16:, :20], image[16:, 20:] = 10, 20, 30, 40
+    sam = FakeSam()
+    found = segment_everything(sam, sam.embed([image])[0], GeneratorSettings(points_per_side=4))
+    assert len(found) == 4
+    masks = {each.rle_counts for each in found}
+    corners = [(1, 1), (39, 1), (1, 31), (39, 31)]
+    assert masks == {rle.encode(region_at(image, x, y))["counts"] for x, y in corners}
+    for each in found:
+        check_proposal(each, height=32, width=40)
+        assert each.area == 320
+        assert each.bbox_xywh[2:] == (20.0, 16.0)
+        assert each.predicted_iou == pytest.approx(0.95)
+        assert each.stability_score == 1
+        assert region_at(image, *each.point_xy)[int(each.bbox_xywh[1]), int(each.bbox_xywh[0])]
+
+
+def test_order_is_deterministic_and_the_limit_keeps_the_best(busy):
+    embedding = busy.embed([mosaic()])[0]
+    settings = replace(KEEP_ALL, stability_score_offset=0.01)
+    found = segment_everything(busy, embedding, settings)
+    assert found == segment_everything(busy, embedding, settings)
+    assert found == sorted(found, key=proposal_order)
+    assert segment_everything(busy, embedding, replace(settings, max_proposals=4)) == found[:4]
+
+
+def test_batch_and_chunk_sizes_change_nothing_but_rounding(busy, monkeypatch):
+    image = mosaic()
+    settings = GeneratorSettings(6, 64, 0.5, 0.1, 0.01, 0.7)
+    whole = segment_everything(busy, busy.embed([image])[0], settings)
+    monkeypatch.setattr(module, "MAX_CHUNK_BYTES", (1, 1))  # one mask at a time
+    assert segment_everything(busy, busy.embed([image])[0], settings) == whole
+    small = segment_everything(busy, busy.embed([image])[0], replace(settings, points_per_batch=1))
+    assert len(small) == len(whole)
+    for a, b in zip(small, whole, strict=True):
+        assert a.predicted_iou == pytest.approx(b.predicted_iou, abs=1e-5)
+        assert mask_iou(b.rle_counts, a) >= 0.999
+
+
+def test_full_resolution_masks_exist_a_few_at_a_time(busy, monkeypatch):
+    seen = []
+
+    class Watched(Sam2Backend):
+        def upsample(self, logits, size_hw):
+            seen.append(len(logits))
+            return super().upsample(logits, size_hw)
+
+    monkeypatch.setattr(module, "MAX_CHUNK_BYTES", (5 * 120 * 160 * 7, 0))
+    watched = Watched(busy.model, name="x", sha256="0" * 64)
+    found = segment_everything(watched, watched.embed([mosaic()])[0], replace(KEEP_ALL, stability_score_offset=0.01))
+    assert max(seen) == 7
+    assert sum(seen) > 100
+    assert len(found) > 7
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        np.zeros((64, 64, 3), np.uint8),
+        np.full((48, 80, 3), 127, np.uint8),
+        mosaic()[:1],
+        mosaic()[:, :1],
+        mosaic()[:1, :1],
+        mosaic(700, 500),
+    ],
+    ids=["blank", "grey", "one row", "one column", "one pixel", "larger than the input"],
+)
+@pytest.mark.parametrize("settings", [GeneratorSettings(points_per_side=3), replace(KEEP_ALL, points_per_side=3)])
+@pytest.mark.parametrize("min_area", [0, 9])
+def test_odd_images_do_not_crash(busy, image, settings, min_area):
+    settings = replace(settings, min_mask_region_area=min_area)
+    for each in segment_everything(busy, busy.embed([image])[0], settings):
+        check_proposal(each, height=image.shape[0], width=image.shape[1])
+        assert each.area > 0
+        mask = rle.decode({"size": [each.height, each.width], "counts": each.rle_counts})
+        assert mask.sum() == each.area
+        assert rle.bbox_xywh(rle.encode(mask)) == each.bbox_xywh
+
+
+def test_the_default_settings_find_nothing_in_noise_and_say_so_with_an_empty_list(busy):
+    assert segment_everything(busy, busy.embed([mosaic()])[0], GeneratorSettings(points_per_side=3)) == []
+
+
+def test_point_grid_by_hand():
+    """2 x 2 over 40 x 20 (H x W), input 10 x 10: centres at 1/4 and 3/4, plus half an input pixel (1/20)."""
+    points = point_grid(2, (40, 20), (10, 10))
+    assert torch.allclose(points, torch.tensor([[6.0, 12.0], [16.0, 12.0], [6.0, 32.0], [16.0, 32.0]]))
+    assert point_grid(40, (4, 4), (8, 8)).max() <= 4, "a grid finer than the input stays in the image"
+
+
+def test_measures_by_hand():
+    logits = torch.full((4, 3, 5), -5.0)
+    logits[0, 1, 2:4] = torch.tensor([3.0, 0.5])  # 2 pixels; 1 above 1; 2 above -1
+    logits[1, :, :] = 9.0
+    logits[3, 2, 0] = -0.5  # empty, yet something above -1
+    measures = measure(logits, 1.0)
+    assert measures.stability_score.tolist() == [0.5, 1.0, 0.0, 0.0]
+    assert measures.boxes_xyxy.tolist() == [[2, 1, 3, 1], [0, 0, 4, 2], [0, 0, 0, 0], [0, 0, 0, 0]]
+    assert measures.nonempty.tolist() == [True, True, False, False]
+
+
+def test_boxes_equal_a_slow_search():
+    masks = np.random.default_rng(0).random((60, 9, 7)) < 0.04
+    boxes = boxes_of(torch.from_numpy(masks.any(1)), torch.from_numpy(masks.any(2))).tolist()
+    for mask, box in zip(masks, boxes, strict=True):
+        rows, columns = np.nonzero(mask)
+        slow = [columns.min(), rows.min(), columns.max(), rows.max()] if len(rows) else [0, 0, 0, 0]
+        assert box == slow
+    assert any(not mask.any() for mask in masks)
+
+
+def test_distinct_keeps_the_better_and_of_equals_the_earlier():
+    boxes = torch.tensor([[0, 0, 10, 10], [0, 0, 10, 9], [0, 0, 10, 10], [20, 20, 30, 30]])
+    assert distinct(boxes, torch.tensor([0.8, 0.9, 0.8, 0.1]), 0.85).tolist() == [1, 3]
+    assert distinct(boxes, torch.tensor([0.8, 0.8, 0.8, 0.8]), 0.95).tolist() == [0, 1, 3]
+    assert distinct(boxes[:0], torch.empty(0), 0.5).tolist() == []
+
+
+def test_cleaning_by_hand():
+    mask = np.zeros((12, 14), bool)
+    mask[1:9, 1:9] = True
+    mask[4:6, 4:6] = False  # a hole of 4
+    mask[10, 12] = True  # an island of 1
+    cleaned, changed = clean(mask, 5)
+    expected = np.zeros_like(mask)
+    expected[1:9, 1:9] = True
+    assert changed
+    assert np.array_equal(cleaned, expected)
+    assert not clean(expected, 5)[1]
+    cleaned, changed = clean(mask, 4)  # the hole is no smaller than 4
+    assert changed
+    assert not cleaned[4, 4]
+    assert not cleaned[10, 12]
+
+
+def test_cleaning_keeps_the_largest_island_if_all_are_small():
+    mask = np.zeros((20, 20), bool)
+    mask[2, 2:4] = mask[10, 10:13] = mask[18, 2] = True
+    cleaned, changed = clean(mask, 5)
+    assert changed
+    assert cleaned.sum() == 3
+    assert cleaned[10, 10:13].all()
+
+
+def test_cleaning_equals_the_reference_function():
+    from sam2.utils.amg import remove_small_regions
+
+    rng = np.random.default_rng(0)
+    for _ in range(60):
+        coarse = rng.random((10, 12)) < rng.uniform(0.2, 0.9)
+        mask = np.kron(coarse, np.ones((2, 3), bool)) ^ (rng.random((20, 36)) < 0.02)
+        if not mask.any():
+            continue
+        min_area = int(rng.integers(2, 40))
+        filled, holes_changed = remove_small_regions(mask, min_area, mode="holes")
+        expected, islands_changed = remove_small_regions(filled, min_area, mode="islands")
+        cleaned, changed = clean(mask, min_area)
+        assert np.array_equal(cleaned, expected)
+        assert changed == (holes_changed or islands_changed)
+
+
+def test_cleanup_equals_the_reference_post_processing(busy):
+    """SAM 2's generator never calls its own clean-up of finished masks; here it is called as SAM 1 did."""
+    from sam2.automatic_mask_generator import SAM2AutomaticMaskGenerator
+    from sam2.utils.amg import MaskData, area_from_rle, coco_encode_rle, mask_to_rle_pytorch
+
+    settings = GeneratorSettings(6, 64, 0.0, 0.1, 0.01, 0.6)
+    embedding = busy.embed([mosaic()])[0]
+    before = segment_everything(busy, embedding, settings)
+    masks = [rle.decode({"size": [120, 160], "counts": each.rle_counts}) for each in before]
+    boxes = [[x, y, x + w - 1, y + h - 1] for x, y, w, h in (each.bbox_xywh for each in before)]
+    data = MaskData(rles=mask_to_rle_pytorch(torch.from_numpy(np.stack(masks))), boxes=torch.tensor(boxes))
+    data = SAM2AutomaticMaskGenerator.postprocess_small_regions(data, 6, 0.6)
+    after = segment_everything(busy, embedding, replace(settings, min_mask_region_area=6))
+    assert {each.rle_counts for each in after} == {coco_encode_rle(code)["counts"] for code in data["rles"]}
+    assert sorted(each.area for each in after) == sorted(map(area_from_rle, data["rles"]))
+    assert {each.rle_counts for each in after} != {each.rle_counts for each in before}
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("points_per_side", 0),
+        ("points_per_batch", 0),
+        ("pred_iou_threshold", 1.1),
+        ("stability_score_threshold", 2.0),
+        ("stability_score_offset", -1.0),
+        ("box_nms_threshold", math.nan),
+        ("min_mask_region_area", -1),
+        ("max_proposals", 0),
+    ],
+)
+def test_settings_out_of_range(field, value):
+    with pytest.raises(ConfigError, match=field):
+        GeneratorSettings(**{field: value})
+
+
+def test_the_defaults_are_those_of_the_reference():
+    import inspect
+
+    from sam2.automatic_mask_generator import SAM2AutomaticMaskGenerator
+
+    stock = inspect.signature(SAM2AutomaticMaskGenerator.__init__).parameters
+    ours = GeneratorSettings()
+    assert ours.points_per_side == stock["points_per_side"].default
+    assert ours.points_per_batch == stock["points_per_batch"].default
+    assert ours.pred_iou_threshold == stock["pred_iou_thresh"].default
+    assert ours.stability_score_threshold == stock["stability_score_thresh"].default
+    assert ours.stability_score_offset == stock["stability_score_offset"].default
+    assert ours.box_nms_threshold == stock["box_nms_thresh"].default
+    assert ours.min_mask_region_area == stock["min_mask_region_area"].default
