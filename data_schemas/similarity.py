@@ -14,7 +14,6 @@ INSIDE_GROUND_TRUTH, UNIFORM, NOT_COMPUTED = 0, 1, 255
 MAX_QUANTISATION_ERROR = 1 / 255
 """Half a step of the 8-bit form: 256 levels over [-1, 1]."""
 _ROUNDING_ROOM = 1e-3
-_LEVELS = (np.arange(256, dtype=np.float64) / 127.5 - 1).astype(np.float32)
 
 
 @dataclass(frozen=True)
@@ -86,4 +85,6 @@ def quantise(similarity: NDArray[np.floating]) -> NDArray[np.uint8]:
 
 def dequantise(levels: NDArray[np.uint8]) -> NDArray[np.float32]:
     """8 bits to cosines: q / 127.5 - 1, same shape, float32."""
-    return _LEVELS[levels]
+    values: NDArray[np.float32] = levels / np.float32(127.5)
+    values -= 1
+    return values

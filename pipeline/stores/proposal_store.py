@@ -58,12 +58,10 @@ def encode_shard(groups: Mapping[int, Sequence[Proposal]], *, shard_id: str) -> 
         groups: Image id -> proposals in their final order; the images' order is kept.
         shard_id: Written into the file's metadata, so that a file tells where it belongs.
     """
-    about = {"s4m.shard_id": shard_id, "s4m.schema_version": str(PROPOSAL_VERSION)}
-    schema = PROPOSAL_SCHEMA.with_metadata(about)
     sink = pa.BufferOutputStream()
     with pq.ParquetWriter(
         sink,
-        schema,
+        PROPOSAL_SCHEMA,
         compression="zstd",
         use_dictionary=False,
         write_page_checksum=True,
@@ -71,7 +69,8 @@ def encode_shard(groups: Mapping[int, Sequence[Proposal]], *, shard_id: str) -> 
     ) as writer:
         for image_id, rows in groups.items():
             if rows:
-                writer.write_table(_table(image_id, rows, schema), row_group_size=len(rows))
+                writer.write_table(_table(image_id, rows), row_group_size=len(rows))
+        writer.add_key_value_metadata({"s4m.shard_id": shard_id, "s4m.schema_version": str(PROPOSAL_VERSION)})
     return bytes(sink.getvalue())
 
 
@@ -156,7 +155,7 @@ def _rows(image: ImageKey, proposals: Sequence[Proposal]) -> list[Proposal]:
     return sorted(proposals, key=proposal_order)
 
 
-def _table(image_id: int, rows: Sequence[Proposal], schema: pa.Schema) -> pa.Table:
+def _table(image_id: int, rows: Sequence[Proposal]) -> pa.Table:
     columns: dict[str, Any] = {
         "image_id": [image_id] * len(rows),
         "proposal_id": range(len(rows)),
@@ -167,7 +166,7 @@ def _table(image_id: int, rows: Sequence[Proposal], schema: pa.Schema) -> pa.Tab
         "point_x": [row.point_xy[0] for row in rows],
         "point_y": [row.point_xy[1] for row in rows],
     }
-    return pa.table({name: pa.array(columns[name], schema.field(name).type) for name in schema.names}, schema=schema)
+    return pa.table([pa.array(columns[field.name], field.type) for field in PROPOSAL_SCHEMA], schema=PROPOSAL_SCHEMA)
 
 
 def _values(column: pa.ChunkedArray) -> list[Any]:
