@@ -121,7 +121,7 @@ def precompute(
     _report(plans, totals, settings)
 
 
-def load_inputs(settings: PrecomputeSettings, *, limit: int | None) -> tuple[CocoSet, CocoSet]:
+def load_inputs(settings: PrecomputeSettings, *, limit: int | None = None) -> tuple[CocoSet, CocoSet]:
     """All images, and those with labels.
 
     Raises:

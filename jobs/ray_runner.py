@@ -9,19 +9,44 @@ import logging
 import math
 import os
 import pickle
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 from jobs.isolation import IsolatedStage
-from jobs.settings import WorkerSettings
-from pipeline.errors import EnvironmentProblemError, PipelineError
+from pipeline.errors import ConfigError, EnvironmentProblemError, PipelineError
 
 LOCAL, START = "local", "start"
 ACTOR_RESTARTS = 3
 """For actors and their tasks; Ray's own default is for ever."""
 
 MakeStage = Callable[[], Callable[..., Any]]
+
+
+@dataclass(frozen=True)
+class WorkerSettings:
+    """The actor pool, where a Ray address is given."""
+
+    count: int | None = None
+    """Workers; None: as many as the cluster has room for."""
+    cpus: float = 1.0
+    """CPUs that each one takes."""
+    gpus: float = 0.0
+    """GPUs that each one takes, 0.5 for two on one."""
+    seconds_per_image: float = 600.0
+    """An image that takes longer is set aside."""
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be scheduled."""
+        if (
+            (self.count is not None and self.count < 1)
+            or self.cpus <= 0
+            or self.gpus < 0
+            or self.seconds_per_image <= 0
+        ):
+            raise ConfigError("workers need count >= 1, cpus > 0, gpus >= 0 and seconds_per_image > 0", got=self)
 
 
 def run_sharded(
@@ -94,6 +119,8 @@ def connected(address: str, workers: WorkerSettings) -> Iterator[None]:
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    # Otherwise every actor pool begins with a line in red about restarts whose arguments were lost.
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     import ray
 
     if ray.is_initialized():
@@ -148,15 +175,19 @@ def _run_pool(make_stage: MakeStage, jobs: Sequence[Any], *, workers: WorkerSett
     context = DataContext.get_current()
     context.enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)
-    dataset = ray.data.from_items([{"job": pickle.dumps(job)} for job in jobs], override_num_blocks=len(jobs)).map(
-        _Actor,  # type: ignore[arg-type]  # Ray's hint forgets callable classes
-        fn_constructor_args=(make_stage, retries, workers.seconds_per_image),
-        concurrency=size,
-        num_cpus=workers.cpus,
-        num_gpus=workers.gpus or None,
-        max_restarts=ACTOR_RESTARTS,
-        max_task_retries=ACTOR_RESTARTS,
-    )
+    rows = [{"job": pickle.dumps(job)} for job in jobs]
+    with warnings.catch_warnings():
+        # The bounds on restarts have no other name yet; pyproject.toml holds Ray below the version without them.
+        warnings.filterwarnings("ignore", message=".*ray_remote_args.*")
+        dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
+            _Actor,  # type: ignore[arg-type]  # Ray's hint forgets callable classes
+            fn_constructor_args=(make_stage, retries, workers.seconds_per_image),
+            concurrency=size,
+            num_cpus=workers.cpus,
+            num_gpus=workers.gpus or None,
+            max_restarts=ACTOR_RESTARTS,
+            max_task_retries=ACTOR_RESTARTS,
+        )
     try:
         for row in dataset.iter_rows():
             kind, content = pickle.loads(row["answer"])

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from jobs.config_files import nearest
+from jobs.ray_runner import WorkerSettings
 from pipeline.errors import ConfigError
 from pipeline.sam.segment_everything import GeneratorSettings
 
@@ -50,30 +51,6 @@ class SimilaritySettings:
             raise ConfigError("num_inside, num_uniform and seed must not be negative, nor both counts 0", got=self)
         if min(self.prompts_per_batch, self.rows_per_chunk) < 1 or total % self.rows_per_chunk:
             raise ConfigError("num_inside + num_uniform must be a multiple of rows_per_chunk", got=self)
-
-
-@dataclass(frozen=True)
-class WorkerSettings:
-    """The actor pool, where a Ray address is given."""
-
-    count: int | None = None
-    """Workers; None: as many as the cluster has room for."""
-    cpus: float = 1.0
-    """CPUs that each one takes."""
-    gpus: float = 0.0
-    """GPUs that each one takes, 0.5 for two on one."""
-    seconds_per_image: float = 600.0
-    """An image that takes longer is set aside."""
-
-    def __post_init__(self) -> None:
-        """Refuse what cannot be scheduled."""
-        if (
-            (self.count is not None and self.count < 1)
-            or self.cpus <= 0
-            or self.gpus < 0
-            or self.seconds_per_image <= 0
-        ):
-            raise ConfigError("workers need count >= 1, cpus > 0, gpus >= 0 and seconds_per_image > 0", got=self)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,237 @@
+"""The command as a whole: first run, second run, killed run, bad input; on FakeSam, and once on a real SAM 2."""
+
+import re
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from jobs.precompute_sam import load_inputs, precompute
+from jobs.ray_runner import WorkerSettings
+from jobs.settings import PrecomputeSettings, SamSettings, SimilaritySettings
+from pipeline.errors import ConfigError, InputError, StoreMismatchError, TooManyQuarantinedError
+from pipeline.sam.segment_everything import GeneratorSettings
+from pipeline.stores.proposal_store import ProposalStore
+from pipeline.stores.similarity_store import SimilarityStore
+from pipeline.stores.verify import verify
+from tests.fakes import FakeSam
+from tests.jobs.toys import store_files, write_coco, write_images
+
+ROOT = Path(__file__).parents[2]
+
+
+def fake_sam(_settings):
+    return FakeSam()
+
+
+@pytest.fixture
+def settings(tmp_path):
+    return PrecomputeSettings(
+        images=str(write_coco(tmp_path / "data", 7, labelled=5)),
+        store=str(tmp_path / "store"),
+        sam=SamSettings("fake"),
+        similarity=SimilaritySettings(num_inside=4, num_uniform=4, rows_per_chunk=4),
+        proposals=GeneratorSettings(points_per_side=4),
+        images_per_shard=2,
+    )
+
+
+def test_both_kinds_are_made_for_the_right_images(settings, capsys):
+    precompute(settings, make_backend=fake_sam)
+    assert ProposalStore.open(settings.store).image_ids() == list(range(10, 17))
+    assert SimilarityStore.open(settings.store).image_ids() == list(range(10, 15))
+    out = capsys.readouterr().out
+    assert "similarity: skipped 0, redo 0, new 3 shards" in out
+    assert "proposals: skipped 0, redo 0, new 4 shards" in out
+    assert verify(settings.store) == []
+
+
+def test_a_finished_run_is_a_no_op(settings, capsys):
+    precompute(settings, make_backend=fake_sam)
+    before, times = store_files(Path(settings.store)), mtimes(settings.store)
+    capsys.readouterr()
+    precompute(settings, make_backend=lambda _: Blind())
+    assert "proposals: skipped 4, redo 0, new 0" in capsys.readouterr().out
+    assert (store_files(Path(settings.store)), mtimes(settings.store)) == (before, times)
+
+
+class Blind(FakeSam):
+    def embed(self, images):
+        raise AssertionError("nothing was to be computed")
+
+
+def mtimes(store):
+    files = [p for p in Path(store).rglob("*") if p.is_file() and not p.name.startswith(".")]
+    return {p: p.stat().st_mtime_ns for p in files}
+
+
+def test_only_what_is_missing_is_done_again(settings, capsys):
+    precompute(settings, make_backend=fake_sam)
+    whole = store_files(Path(settings.store))
+    parquet = sorted(Path(settings.store, "proposals").glob("*.parquet"))
+    parquet[0].unlink()
+    record = Path(settings.store, "records", parquet[1].stem + ".json")
+    record.unlink()
+    parquet[1].unlink()
+    capsys.readouterr()
+    precompute(settings, make_backend=fake_sam)
+    assert "proposals: skipped 2, redo 1, new 1" in capsys.readouterr().out
+    assert store_files(Path(settings.store)) == whole
+
+
+def test_correcting_an_annotation_leaves_the_proposals_and_refuses_the_targets(settings, tmp_path):
+    precompute(settings, make_backend=fake_sam)
+    path = Path(settings.images)
+    path.write_text(path.read_text().replace("[[4, 4, 12, 4", "[[4, 4, 11, 4"))
+    precompute(replace(settings, targets=("proposals",)), make_backend=lambda _: Blind())
+    with pytest.raises(StoreMismatchError, match="dataset_fingerprint") as caught:
+        precompute(settings, make_backend=fake_sam)
+    assert caught.value.exit_code == 3
+
+
+def test_another_sam_or_other_settings_are_refused_and_named(settings):
+    precompute(settings, make_backend=fake_sam)
+    with pytest.raises(StoreMismatchError, match="sam_sha256"):
+        precompute(settings, make_backend=lambda _: FakeSam(sha256="e" * 64))
+    other = replace(settings, proposals=GeneratorSettings(points_per_side=5))
+    with pytest.raises(StoreMismatchError, match=r"settings\.points_per_side = 5"):
+        precompute(other, make_backend=fake_sam)
+    precompute(other, make_backend=fake_sam, overwrite=True)
+    # How many prompts go through the decoder together decides nothing that is stored.
+    batched = replace(other, proposals=GeneratorSettings(points_per_side=5, points_per_batch=3))
+    precompute(batched, make_backend=lambda _: Blind())
+
+
+def test_dry_run_says_what_it_takes_and_writes_nothing(settings, capsys):
+    precompute(settings, make_backend=fake_sam, dry_run=True)
+    out = capsys.readouterr().out
+    assert "similarity: 3 shards to compute" in out
+    assert "proposals: 4 shards to compute" in out
+    assert " free" in out
+    assert not Path(settings.store).exists()
+
+
+def test_limit_takes_the_first_images(settings):
+    precompute(settings, make_backend=fake_sam, limit=3)
+    assert ProposalStore.open(settings.store).image_ids() == [10, 11, 12]
+
+
+def test_a_labelled_subset_decides_who_gets_targets(settings, tmp_path):
+    subset = write_coco(tmp_path / "subset", 2)
+    few = replace(settings, labelled=str(subset), image_root=str(Path(settings.images).parent))
+    precompute(few, make_backend=fake_sam)
+    assert SimilarityStore.open(settings.store).image_ids() == [10, 11]
+    assert len(ProposalStore.open(settings.store).image_ids()) == 7
+
+
+def test_labelled_images_of_another_set_are_refused(settings, tmp_path):
+    strangers = write_coco(tmp_path / "strangers", 9)
+    with pytest.raises(InputError, match="not among the images"):
+        load_inputs(replace(settings, labelled=str(strangers)))
+
+
+def test_a_plain_folder_has_proposals_but_no_targets(settings, tmp_path):
+    write_images(tmp_path / "plain", 3)
+    folder = replace(settings, images=str(tmp_path / "plain"))
+    with pytest.raises(ConfigError, match="labelled images"):
+        precompute(folder, make_backend=fake_sam)
+    assert not Path(settings.store).exists()
+    precompute(replace(folder, targets=("proposals",)), make_backend=fake_sam)
+    assert ProposalStore.open(settings.store).image_ids() == [1, 2, 3]
+
+
+def test_missing_images_are_found_before_anything_is_written(settings, tmp_path):
+    for name in ("00.png", "03.png"):
+        (tmp_path / "data" / name).unlink()
+    with pytest.raises(TooManyQuarantinedError, match="2 of 7 images are broken") as caught:
+        precompute(settings, make_backend=fake_sam)
+    assert caught.value.exit_code == 4
+    assert "03.png" in str(caught.value)
+    assert not Path(settings.store).exists()
+
+
+def test_bad_images_within_the_share_are_rows_with_a_reason_and_can_be_tried_again(settings, tmp_path, capsys):
+    bad = tmp_path / "data/03.png"
+    whole = bad.read_bytes()
+    bad.write_bytes(whole[:-40])  # its header is sound
+    precompute(replace(settings, max_broken_share=0.2), make_backend=fake_sam)
+    assert list(ProposalStore.open(settings.store).quarantined()) == [13]
+    assert re.search(r"1 x read: ", capsys.readouterr().out)
+    with pytest.raises(TooManyQuarantinedError, match="1 of 5 images") as caught:
+        precompute(settings, make_backend=lambda _: Blind())
+    assert "retry_quarantined=True" in str(caught.value)
+    bad.write_bytes(whole)
+    precompute(replace(settings, retry_quarantined=True), make_backend=fake_sam)
+    assert ProposalStore.open(settings.store).quarantined() == {}
+    fresh = replace(settings, store=str(tmp_path / "fresh"))
+    precompute(fresh, make_backend=fake_sam)
+    assert store_files(Path(settings.store)) == store_files(tmp_path / "fresh")
+
+
+def test_no_images_file_is_said_plainly(settings):
+    with pytest.raises(InputError, match="images not found"):
+        precompute(replace(settings, images="/nowhere/instances.json"), make_backend=fake_sam)
+
+
+@pytest.mark.slow
+def test_a_started_ray_writes_the_same_store_to_the_byte(settings, tmp_path):
+    precompute(settings, make_backend=fake_sam)
+    clustered = replace(settings, store=str(tmp_path / "clustered"), workers=WorkerSettings(count=2))
+    precompute(clustered, make_backend=fake_sam, ray_address="start")
+    assert store_files(tmp_path / "clustered") == store_files(Path(settings.store))
+
+
+def write_command(folder: Path) -> Path:
+    """A configuration for the real command: SAM 2 classes with random weights, nine images."""
+    import torch
+    from safetensors.torch import save_file
+
+    from pipeline.sam.sam2_backend import build_model
+
+    torch.manual_seed(0)
+    save_file(build_model(ROOT / "pipeline/assets/scenes_nano.yaml").state_dict(), folder / "random.safetensors")
+    write_coco(folder / "data", 9, labelled=3)
+    config = folder / "config.py"
+    config.write_text(
+        f"""images = "{folder}/data/instances.json"
+store = "{folder}/store"
+sam = dict(name="{folder}/random.safetensors", config="scenes-nano")
+similarity = dict(num_inside=4, num_uniform=4, rows_per_chunk=4)
+proposals = dict(points_per_side=6, pred_iou_threshold=0.0, stability_score_threshold=0.0)
+images_per_shard = 1
+"""
+    )
+    return config
+
+
+def command(config: Path, store: Path) -> list[str | Path]:
+    return [sys.executable, "-m", "jobs.cli", "precompute-sam", config, "--work-dir", store]
+
+
+def test_killed_halfway_and_run_again_only_missing_shards_are_done_and_the_bytes_are_equal(tmp_path):
+    config = write_command(tmp_path)
+    subprocess.run(command(config, tmp_path / "whole"), cwd=ROOT, check=True, capture_output=True)
+    whole = store_files(tmp_path / "whole")
+    process = subprocess.Popen(command(config, tmp_path / "cut"), cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while len(list(tmp_path.glob("cut/records/*.json"))) < 6:  # 3 of similarity, then into the proposals
+        assert time.monotonic() < deadline
+        assert process.poll() is None, "it ended before it could be killed"
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    finished = {p.name: p.stat().st_mtime_ns for p in tmp_path.glob("cut/records/*.json")}
+    assert 6 <= len(finished) < 12
+    again = subprocess.run(command(config, tmp_path / "cut"), cwd=ROOT, check=True, capture_output=True, text=True)
+    told = re.search(r"proposals: skipped (\d+), redo (\d+), new (\d+)", again.stdout)
+    skipped, redo, new = map(int, told.groups())
+    assert "similarity: skipped 3, redo 0, new 0" in again.stdout
+    assert (skipped, skipped + redo + new) == (len(finished) - 3, 9)
+    assert redo <= 1  # at most the shard in flight
+    left = {name: p.stat().st_mtime_ns for name in finished for p in [tmp_path / "cut/records" / name]}
+    assert left == finished  # finished shards were not touched
+    assert store_files(tmp_path / "cut") == whole

@@ -1,0 +1,134 @@
+"""Stages: every image of a shard ends as rows or with a reason, and results are the functions' own."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from data_schemas.manifest import SCHEMA_VERSIONS, ImageKey, StoreIdentity
+from data_schemas.similarity import SimilarityLayout, dequantise, quantise
+from jobs.settings import PrecomputeSettings, SamSettings, SimilaritySettings
+from jobs.stages import ProposalStage, ShardJob, SimilarityStage
+from pipeline.errors import EnvironmentProblemError
+from pipeline.images import read_image
+from pipeline.masks import rle
+from pipeline.sam.decoder_features import sample_target_points, similarity_targets
+from pipeline.sam.segment_everything import GeneratorSettings, segment_everything
+from pipeline.stores.proposal_store import ProposalStore
+from pipeline.stores.similarity_store import SimilarityStore
+from pipeline.stores.writer import StoreWriter
+from tests.fakes import FakeSam
+from tests.jobs.toys import write_images
+
+KEYS = tuple(ImageKey(10 + i, f"{i:02}.png", 24, 32) for i in range(4))
+
+
+@pytest.fixture
+def settings(tmp_path):
+    return PrecomputeSettings(
+        images=str(tmp_path / "images"),
+        store=str(tmp_path / "store"),
+        sam=SamSettings("fake"),
+        similarity=SimilaritySettings(num_inside=4, num_uniform=4, rows_per_chunk=4, seed=3),
+        proposals=GeneratorSettings(points_per_side=4),
+        retries=2,
+    )
+
+
+@pytest.fixture
+def make_job(tmp_path, settings):
+    """A job over four images, for a kind, and the writer that is to stay open meanwhile."""
+    write_images(tmp_path / "images", 4)
+    writers = []
+
+    def make(kind: str, **changes: object) -> ShardJob:
+        identity = StoreIdentity(kind, SCHEMA_VERSIONS[kind], "d" * 64, "fake", "f" * 64)
+        layout = SimilarityLayout(8, (8, 8), 4) if kind == "similarity" else None
+        writers.append(StoreWriter.create_or_open(settings.store, identity, KEYS, images_per_shard=4, layout=layout))
+        return ShardJob(writers[-1].missing().tasks[0], str(tmp_path / "images"), **changes)
+
+    yield make
+    for writer in writers:
+        writer.close()
+
+
+def test_proposals_are_those_of_segment_everything(settings, make_job):
+    told = []
+    report = ProposalStage(settings, lambda _: FakeSam())(make_job("proposals"), told.append)
+    assert told == [10, 11, 12, 13, None]
+    assert [(o.image_id, o.status) for o in report.outcomes] == [(10 + i, "ok") for i in range(4)]
+    store, sam = ProposalStore.open(settings.store), FakeSam()
+    for key in KEYS:
+        image = read_image(f"{settings.images}/{key.file_name}")
+        expected = segment_everything(sam, sam.embed([image])[0], settings.proposals)
+        stored = store.read(key.image_id)
+        assert [(p.rle_counts, p.area) for p in stored] == [(p.rle_counts, p.area) for p in expected]
+        assert len(stored) >= 2  # both rectangles, at least
+
+
+def test_similarity_is_that_of_the_decoder_at_points_in_the_objects(settings, make_job):
+    box = np.zeros((24, 32), bool)
+    box[4:12, 4:12] = True
+    job = make_job("similarity", objects={11: (rle.encode(box),)})
+    SimilarityStage(settings, lambda _: FakeSam())(job)
+    store, sam = SimilarityStore.open(settings.store), FakeSam()
+    targets = store.read(11)
+    image = read_image(f"{settings.images}/01.png")
+    points, kinds = sample_target_points(box, (24, 32), num_inside=4, num_uniform=4, rng=np.random.default_rng([3, 11]))
+    np.testing.assert_array_equal(targets.points_xy, points)
+    np.testing.assert_array_equal(targets.point_kind, [0, 0, 0, 0, 1, 1, 1, 1])
+    np.testing.assert_array_equal(kinds, targets.point_kind)
+    assert all(box[int(y), int(x)] for x, y in points[:4])
+    expected = similarity_targets(sam, sam.embed([image])[0], points, kinds).similarity
+    np.testing.assert_array_equal(targets.similarity, dequantise(quantise(expected)))
+    # An image without objects has uniform points only.
+    np.testing.assert_array_equal(store.read(10).point_kind, [1] * 8)
+
+
+def test_broken_images_are_set_aside_with_their_reason_and_the_others_are_done(settings, make_job, tmp_path):
+    job = make_job("proposals", poisoned={13: "its worker died (SIGSEGV)"})
+    (tmp_path / "images/00.png").unlink()
+    whole = (tmp_path / "images/01.png").read_bytes()
+    (tmp_path / "images/01.png").write_bytes(whole[: len(whole) // 2])
+    Image.fromarray(np.zeros((32, 24, 3), np.uint8)).save(tmp_path / "images/02.png")
+    report = ProposalStage(settings, lambda _: FakeSam())(job)
+    found = {o.image_id: (o.status, o.stage, o.reason) for o in report.outcomes}
+    assert {o[:2] for o in found.values()} == {("quarantined", "read"), ("quarantined", "worker")}
+    assert "not found" in found[10][2] or "missing" in found[10][2] or "No such" in found[10][2]
+    assert found[12][2] == "size differs: planned 24 x 32, file 32 x 24 (height x width)"
+    assert found[13] == ("quarantined", "worker", "its worker died (SIGSEGV)")
+    assert ProposalStore.open(settings.store).image_ids() == []
+
+
+class Moody(FakeSam):
+    """Fails at some encoder calls, counted from 1."""
+
+    def __init__(self, failures, error):
+        super().__init__()
+        self.failures, self.error, self.calls = failures, error, 0
+
+    def embed(self, images):
+        self.calls += 1
+        if self.calls in self.failures:
+            raise self.error
+        return super().embed(images)
+
+
+def test_a_passing_failure_is_tried_again_and_counted(settings, make_job):
+    sam = Moody({2, 3}, RuntimeError("out of memory\nmany lines"))
+    report = ProposalStage(settings, lambda _: sam)(make_job("proposals"))
+    assert [(o.status, o.retries) for o in report.outcomes] == [("ok", 0), ("ok", 2), ("ok", 0), ("ok", 0)]
+
+
+def test_a_lasting_failure_is_set_aside_after_the_set_tries(settings, make_job):
+    sam = Moody({2, 3, 4}, RuntimeError("out of memory\nmany lines"))
+    report = ProposalStage(settings, lambda _: sam)(make_job("proposals"))
+    outcome = report.outcomes[1]
+    assert (outcome.stage, outcome.reason, outcome.retries) == ("sam", "RuntimeError: out of memory", 2)
+    assert [o.status for o in report.outcomes] == ["ok", "quarantined", "ok", "ok"]
+    assert sam.calls == 1 + 3 + 2
+
+
+def test_a_fault_of_the_machine_is_nobodys_image(settings, make_job):
+    sam = Moody({2}, EnvironmentProblemError("the GPU fell off"))
+    with pytest.raises(EnvironmentProblemError, match="fell off"):
+        ProposalStage(settings, lambda _: sam)(make_job("proposals"))
