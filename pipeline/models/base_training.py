@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from mmdet.structures import DetDataSample
 from mmdet.structures.mask import BitmapMasks
 from mmengine.structures import InstanceData
@@ -38,17 +39,19 @@ class BaseTrainer:
 
     def __init__(self, model: Any, data: SceneArrays, seed: int) -> None:
         self.model, self.data = model, data
-        self.dense_head = DenseHead(model.panoptic_head.query_embed.weight.shape[1])
+        channels = model.panoptic_head.query_embed.weight.shape[1]
+        self.dense_head = DenseHead(channels)
+        self.class_head = nn.Conv2d(channels, model.num_classes + 1, 1)
         self.random = np.random.default_rng(seed)
         self.averaged = {k: v.detach().clone() for k, v in model.state_dict().items()}
 
     def parameters(self) -> list[nn.Parameter]:
         """Everything that is trained, the auxiliary head included."""
-        return [*self.model.parameters(), *self.dense_head.parameters()]
+        return [*self.model.parameters(), *self.dense_head.parameters(), *self.class_head.parameters()]
 
-    def draw_batch(self, stage: BaseStage) -> tuple[Tensor, list[DetDataSample], Tensor]:
-        """Images [B, 3, c, c] normalised, mmdet samples, owners [B, c, c]."""
-        images, owners, samples = [], [], []
+    def draw_batch(self, stage: BaseStage) -> tuple[Tensor, list[DetDataSample], Tensor, Tensor]:
+        """Images [B, 3, c, c] normalised, mmdet samples, owners [B, c, c], class of each owner [B, M]."""
+        images, owners, samples, classes = [], [], [], []
         side = self.data.images.shape[1]
         while len(images) < stage.images:
             i = int(self.random.integers(len(self.data.images)))
@@ -68,21 +71,24 @@ class BaseTrainer:
             images.append(torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))))
             owners.append(torch.from_numpy(np.ascontiguousarray(owner)).long())
             samples.append(sample)
+            classes.append(torch.from_numpy(self.data.labels[i].astype(np.int64)))
         batch = torch.stack(images)
         prepare = self.model.data_preprocessor
-        return (batch - prepare.mean) / prepare.std, samples, torch.stack(owners)
+        return (batch - prepare.mean) / prepare.std, samples, torch.stack(owners), torch.stack(classes)
 
     def loss(self, stage: BaseStage) -> tuple[Tensor, dict[str, float]]:
         """Mask2Former's losses plus the dense auxiliary loss on the mask features."""
-        images, samples, owners = self.draw_batch(stage)
+        images, samples, owners, classes = self.draw_batch(stage)
         captured: list[Tensor] = []
         decoder = self.model.panoptic_head.pixel_decoder
         handle = decoder.register_forward_hook(lambda _m, _i, output: captured.append(output[0]))
         losses = self.model.loss(images, samples)
         handle.remove()
         dense = dense_loss(self.dense_head(captured[0]), owners)
+        semantic = semantic_loss(self.class_head(captured[0]), owners, classes)
         log = {name: float(losses[name].detach()) for name in ("loss_cls", "loss_mask", "loss_dice")}
-        return sum(losses.values()) + dense, {**log, "loss_dense": float(dense.detach())}
+        log |= {"loss_dense": float(dense.detach()), "loss_semantic": float(semantic.detach())}
+        return sum(losses.values()) + dense + 2 * semantic, log
 
     @torch.no_grad()
     def average(self, decay: float) -> None:
@@ -92,6 +98,23 @@ class BaseTrainer:
                 self.averaged[name].lerp_(value, 1 - decay)
             else:
                 self.averaged[name].copy_(value)
+
+
+def semantic_loss(logits: Tensor, owners: Tensor, classes: Tensor) -> Tensor:
+    """Class of every pixel, ground counted little: without it the class layer learns nothing for thousands of steps.
+
+    Args:
+        logits: [B, C + 1, h, w]; class C is the ground.
+        owners: [B, H, W], 0 is the ground, k the k-th instance.
+        classes: [B, M] class of instance k in column k - 1.
+    """
+    ground = logits.shape[1] - 1
+    small = F.interpolate(owners[:, None].float(), logits.shape[-2:], mode="nearest")[:, 0].long()
+    lookup = F.pad(classes, (1, 0), value=ground)  # [B, M + 1]
+    target = torch.gather(lookup, 1, small.flatten(1)).view_as(small)
+    weight = logits.new_ones(ground + 1)
+    weight[ground] = 0.1
+    return F.cross_entropy(logits, target, weight=weight)
 
 
 def _sample(owner: np.ndarray, labels: np.ndarray) -> DetDataSample | None:

@@ -1,0 +1,30 @@
+"""What every training run shares: logging, checkpoints, determinism."""
+
+from mmengine.hooks import CheckpointHook, DistSamplerSeedHook, IterTimerHook, LoggerHook, ParamSchedulerHook
+from mmengine.runner import LogProcessor
+from mmengine.visualization import LocalVisBackend, TensorboardVisBackend
+from mmengine.visualization.visualizer import Visualizer
+from pipeline.models.training_hooks import ProgressHook, StepSeedHook
+
+default_scope = "mmdet"
+seed = 0
+checkpoint_interval = 500
+log_interval = 20
+randomness = dict(seed="{seed}")
+default_hooks = dict(
+    timer=dict(type=IterTimerHook),
+    logger=dict(type=LoggerHook, interval="{log_interval}", log_metric_by_epoch=False),
+    param_scheduler=dict(type=ParamSchedulerHook),
+    checkpoint=dict(type=CheckpointHook, by_epoch=False, interval="{checkpoint_interval}", max_keep_ckpts=2, save_last=True),
+    sampler_seed=dict(type=DistSamplerSeedHook),
+)
+custom_hooks = [dict(type=StepSeedHook, seed="{seed}"), dict(type=ProgressHook, interval="{log_interval}")]
+vis_backends = [dict(type=LocalVisBackend), dict(type=TensorboardVisBackend)]
+visualizer = dict(type=Visualizer, vis_backends=vis_backends, name="visualizer")
+log_processor = dict(type=LogProcessor, by_epoch=False, window_size=20)
+log_level = "WARNING"
+env_cfg = dict(cudnn_benchmark=False, mp_cfg=dict(mp_start_method="fork"), dist_cfg=dict(backend="gloo"))
+"""gloo works everywhere; set env_cfg.dist_cfg.backend=nccl on GPUs."""
+launcher = "none"
+load_from = None
+resume = False

@@ -1,0 +1,59 @@
+"""The embedded scenes as labelled stream, unlabelled stream and validation set.
+
+A name in braces stands for the top-level setting of that name, filled in when the command starts.
+"""
+
+from mmcv.transforms import RandomResize
+from mmdet.datasets.transforms import RandomCrop, RandomFlip, Resize
+from mmengine.dataset import DefaultSampler
+from mmengine.dataset.utils import pseudo_collate
+from pipeline.data.instance_dataset import InstanceDataset, StreamDataset, StreamSampler
+from pipeline.data.transforms import DropSmallInstances, HideGroundTruth, PackSample
+from pipeline.models.training_hooks import MaskApMetric
+
+data_root = "demo/scenes"
+"""Where ``s4m-pipeline demo`` writes them."""
+split_file = "{data_root}/split.json"
+
+geometry = [
+    dict(type=RandomResize, scale=(192, 192), ratio_range=(0.8, 1.25), keep_ratio=True, resize_type=Resize),
+    dict(type=RandomCrop, crop_size=(192, 192), crop_type="absolute", allow_negative_crop=True),
+    dict(type=RandomFlip, prob=0.5, direction="horizontal"),
+    dict(type=RandomFlip, prob=0.5, direction="vertical"),
+]
+train_images = dict(
+    type=InstanceDataset,
+    annotation_file="{data_root}/annotations/train.json",
+    image_root="{data_root}/images",
+    split_file="{split_file}",
+)
+labelled_stream = dict(
+    type=StreamDataset,
+    seed="{seed}",
+    name="labelled",
+    dataset=dict(**train_images, part="labelled", pipeline=[*geometry, dict(type=DropSmallInstances), dict(type=PackSample)]),
+)
+unlabelled_stream = dict(
+    type=StreamDataset,
+    seed="{seed}",
+    name="unlabelled",
+    dataset=dict(**train_images, part="unlabelled", pipeline=[*geometry, dict(type=HideGroundTruth), dict(type=PackSample)]),
+)
+val_annotations = "{data_root}/annotations/val.json"
+val_images = "{data_root}/images"
+val_dataloader = dict(
+    batch_size=8,
+    num_workers=0,
+    sampler=dict(type=DefaultSampler, shuffle=False),
+    collate_fn=dict(type=pseudo_collate),
+    dataset=dict(
+        type=InstanceDataset,
+        annotation_file="{val_annotations}",
+        image_root="{val_images}",
+        with_masks=False,
+        pipeline=[dict(type=PackSample)],
+    ),
+)
+val_evaluator = dict(type=MaskApMetric, annotation_file="{val_annotations}", image_root="{val_images}")
+train_sampler = dict(type=StreamSampler)
+collate = dict(type=pseudo_collate)

@@ -1,0 +1,286 @@
+"""From a config file to a finished training run; what train-teacher and train-student share.
+
+A run directory holds ``resolved_config.py`` (what was meant), ``provenance.json`` (what it ran with), the checkpoints
+and, once finished, ``done.json``. The same command again is then a no-op.
+"""
+
+import json
+import logging
+import os
+import platform
+import re
+import shutil
+import sys
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jobs.config_files import load_config, write_resolved
+from pipeline.data.coco import write_json
+from pipeline.errors import ConfigError, EnvironmentProblemError, InputError
+
+RESOLVED, PROVENANCE, DONE = "resolved_config.py", "provenance.json", "done.json"
+_PLACEHOLDER = re.compile(r"\{(\w+)\}")
+
+
+@dataclass(frozen=True)
+class TrainingRun:
+    """What a training process needs to know."""
+
+    config_path: Path
+    """The resolved config in the run directory."""
+    work_dir: Path
+    resume_from: Path | None
+    """Checkpoint to go on from."""
+
+
+def expand(config: Any) -> None:
+    """Fill ``{name}`` in strings of a config with its top-level settings, in place.
+
+    A string that is nothing but ``{name}`` becomes the setting's value, of any type.
+
+    Raises:
+        ConfigError: a name that is no top-level setting.
+    """
+    tree = config._cfg_dict  # raw items: mmengine's own look-up would import every class that is named
+    plain = str | int | float | type(None)
+    settings = {key: value for key, value in dict.items(tree) if isinstance(value, plain)}
+
+    def fill(value: Any) -> Any:
+        if isinstance(value, str):
+            return _fill_text(value, settings)
+        if isinstance(value, list | tuple):
+            return type(value)(fill(item) for item in value)
+        if isinstance(value, dict):
+            for key, item in list(dict.items(value)):
+                dict.__setitem__(value, key, fill(item))
+        return value
+
+    fill(tree)
+
+
+def _fill_text(text: str, settings: Mapping[str, Any], depth: int = 0) -> Any:
+    names = _PLACEHOLDER.findall(text)
+    unknown = [name for name in names if name not in settings]
+    if unknown or depth > 8:
+        raise ConfigError(
+            "a placeholder cannot be filled",
+            where=text,
+            expected=f"one of {sorted(settings)}",
+            got=unknown or "a circle of placeholders",
+        )
+    if not names:
+        return text
+    if text == f"{{{names[0]}}}" and not isinstance(settings[names[0]], str):
+        return settings[names[0]]
+    return _fill_text(_PLACEHOLDER.sub(lambda match: str(settings[match[1]]), text), settings, depth + 1)
+
+
+def prepare(
+    config_path: Path,
+    *,
+    cfg_options: list[str],
+    work_dir: Path | None,
+    resume: bool,
+    overwrite: bool,
+) -> TrainingRun | None:
+    """Check the request and write the resolved config.
+
+    Returns:
+        What to run; None where it is finished already.
+
+    Raises:
+        ConfigError: a wrong config.
+        InputError: the run directory holds another or an unfinished run and neither --resume nor --overwrite is given.
+    """
+    config = load_config(config_path, cfg_options)
+    expand(config)
+    folder = work_dir or Path("work_dirs") / f"{config_path.parent.name}_{config_path.stem}"
+    config.work_dir = str(folder)
+    if overwrite and folder.exists():
+        shutil.rmtree(folder)
+    resolved = folder / RESOLVED
+    if resolved.exists():
+        stored = resolved.read_text()
+        pending = folder / f"{RESOLVED}.new.py"
+        write_resolved(config, pending)
+        same = pending.read_text() == stored
+        pending.unlink()
+        if not same:
+            raise InputError(
+                "the run directory holds a run of another configuration",
+                where=folder,
+                expected=f"the settings of {resolved}",
+                fix="choose another --work-dir, or --overwrite",
+            )
+        if (folder / DONE).exists():
+            return None
+        if not resume and last_checkpoint(folder) is not None:
+            raise InputError(
+                "the run directory holds an unfinished run",
+                where=folder,
+                fix="--resume goes on from its last checkpoint, --overwrite starts again",
+            )
+    elif resume:
+        raise InputError("nothing to resume", where=folder, expected=RESOLVED, fix="leave --resume out")
+    folder.mkdir(parents=True, exist_ok=True)
+    write_resolved(config, resolved)
+    write_json(provenance(), folder / PROVENANCE)
+    return TrainingRun(resolved, folder, last_checkpoint(folder))
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """The newest checkpoint of a run that is complete on disk."""
+    found = sorted(folder.glob("iter_*.pth"), key=lambda path: int(path.stem.split("_")[1]))
+    return found[-1] if found else None
+
+
+def provenance() -> dict[str, Any]:
+    """Versions, machine and command of a run."""
+    from importlib.metadata import version
+
+    names = ("torch", "torchvision", "onedl-mmdetection", "onedl-mmengine", "onedl-mmcv", "rf-sam-2", "numpy")
+    return {
+        "command": sys.argv,
+        "python": platform.python_version(),
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        "versions": {name: version(name) for name in names},
+    }
+
+
+def quieten() -> None:
+    """Keep libraries from writing pages that nobody reads."""
+    warnings.filterwarnings("ignore")
+    logging.getLogger("mmengine").setLevel(logging.WARNING)
+
+
+def train(run: TrainingRun, *, launcher: str = "none") -> dict[str, Any]:
+    """Run the training in this process.
+
+    Args:
+        run: From :func:`prepare`.
+        launcher: none, or pytorch inside a process group.
+
+    Returns:
+        The last validation's figures.
+
+    Raises:
+        PipelineError: see the loaders of data, stores and checkpoints.
+    """
+    quieten()
+    import pipeline.models.mmcv_ops  # noqa: F401  (before mmdet)
+    from mmengine.config import Config
+    from mmengine.dist import get_rank
+    from mmengine.runner import Runner
+
+    from pipeline.models.weights import read_checkpoint
+
+    config = Config.fromfile(run.config_path)
+    config.launcher = launcher
+    refuse_missing_device(config)
+    runner = Runner.from_cfg(config)
+    model = _unwrapped(runner.model)
+    if run.resume_from is not None:
+        read_checkpoint(run.resume_from)  # refuses what mmengine's own loader would unpickle
+        runner._load_from, runner._resume = str(run.resume_from), True
+    else:
+        model.init_weights()
+        initialise(model, config)
+    model.init_weights = lambda: None  # the runner would start from random values again
+    runner.train()
+    figures = {
+        name.split("/", 1)[1]: value.current()
+        for name, value in runner.message_hub.log_scalars.items()
+        if name.startswith("val/coco/")
+    }
+    if get_rank() == 0:
+        write_json({"iterations": runner.iter, "validation": figures}, run.work_dir / DONE)
+    return figures
+
+
+def _unwrapped(model: Any) -> Any:
+    return getattr(model, "module", model)
+
+
+def initialise(model: Any, config: Any) -> None:
+    """Give the networks their starting weights, strictly.
+
+    ``init_checkpoint`` starts the network that learns; ``teacher_checkpoint`` the teacher of a student.
+    """
+    from pipeline.models.weights import CLASS_LAYERS, load_network, read_weights
+
+    learner = getattr(model, "student", model)
+    if config.get("init_checkpoint"):
+        weights = read_weights(config.init_checkpoint, prefix="student")
+        load_network(learner, weights, where=config.init_checkpoint, may_lack=CLASS_LAYERS)
+    if hasattr(model, "teacher"):
+        weights = read_weights(config.teacher_checkpoint, prefix="teacher")
+        load_network(model.teacher, weights, where=config.teacher_checkpoint)
+
+
+def refuse_missing_device(config: Any) -> None:
+    """EnvironmentProblemError where the config asks for a GPU that is not there."""
+    import torch
+
+    wants = str(config.get("device", "auto"))
+    if wants.startswith("cuda") and not torch.cuda.is_available():
+        raise EnvironmentProblemError(
+            "no GPU", where="device", expected=wants, got="torch sees none", fix="set device=cpu or device=auto"
+        )
+
+
+def say(text: str) -> None:
+    """One line to the user."""
+    print(text, flush=True)
+
+
+def finished_line(run: TrainingRun, figures: Mapping[str, Any]) -> str:
+    """What a finished run says."""
+    shown = ", ".join(f"{name} {value:.4f}" for name, value in figures.items())
+    return f"finished: {shown or 'no validation'}; {run.work_dir}"
+
+
+def read_done(folder: Path) -> dict[str, Any]:
+    """The figures of a finished run."""
+    figures: dict[str, Any] = json.loads((folder / DONE).read_text())
+    return figures
+
+
+def launch(
+    config_path: Path,
+    *,
+    cfg_options: list[str],
+    work_dir: Path | None,
+    resume: bool,
+    overwrite: bool,
+    dry_run: bool,
+    workers: int,
+    ray_address: str,
+) -> dict[str, Any]:
+    """Prepare a run and train it here or in Ray Train workers; see ``jobs.train_teacher.run`` for the arguments.
+
+    Returns:
+        The last validation's figures (empty for a dry run).
+    """
+    if dry_run:
+        config = load_config(config_path, cfg_options)
+        expand(config)
+        say(f"would train {config.max_iters} steps of {config.batch_size} images per worker, {workers} worker(s)")
+        return {}
+    run = prepare(config_path, cfg_options=cfg_options, work_dir=work_dir, resume=resume, overwrite=overwrite)
+    if run is None:
+        folder = work_dir or Path("work_dirs") / f"{config_path.parent.name}_{config_path.stem}"
+        figures: dict[str, Any] = read_done(folder)["validation"]
+        say(f"already finished: {folder} ({figures})")
+        return figures
+    if workers == 1:
+        figures = train(run)
+    else:
+        from jobs.ray_training import train_on_ray
+
+        train_on_ray(run, workers=workers, ray_address=ray_address)
+        figures = read_done(run.work_dir)["validation"]
+    say(finished_line(run, figures))
+    return figures

@@ -1,0 +1,231 @@
+"""Checked COCO sets as training data: mmdet-style samples, and endless streams that resume anywhere.
+
+A training stream is a function of its position: position p of a stream always gives the same image under the same
+augmentation, whatever the number of workers and wherever the run was interrupted.
+"""
+
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from mmdet.structures.bbox import HorizontalBoxes
+from mmdet.structures.mask import BitmapMasks
+from mmengine.dataset import Compose
+from mmengine.dist import get_dist_info
+from mmengine.registry import DATASETS
+from torch.utils.data import Dataset, Sampler
+
+from pipeline.data.coco import CocoSet, load_coco, load_images, subset
+from pipeline.data.splits import load_split
+from pipeline.errors import ConfigError, InputError
+from pipeline.images import read_image
+from pipeline.masks import rle
+
+Record = dict[str, Any]
+_PARTS = ("all", "labelled", "unlabelled")
+_MAX_REDRAWS = 20
+
+
+class InstanceDataset(Dataset):
+    """Images of a checked COCO set through a list of mmdet transforms.
+
+    Each sample starts as a dict with ``img`` [H, W, 3] uint8 RGB in the canonical frame, ``homography_matrix``
+    (identity) and, where ``with_masks``, boxes, labels and masks without crowds.
+    """
+
+    def __init__(
+        self,
+        *,
+        annotation_file: str,
+        image_root: str,
+        pipeline: Sequence[Mapping[str, Any]],
+        split_file: str | None = None,
+        part: str = "all",
+        class_names: Sequence[str] | None = None,
+        with_masks: bool = True,
+    ) -> None:
+        """Read and check the annotation file.
+
+        Args:
+            annotation_file: COCO JSON; for images without labels also a plain folder.
+            image_root: Folder of the images.
+            pipeline: mmdet transforms.
+            split_file: Written by ``s4m-pipeline split``; needed for a part.
+            part: all | labelled | unlabelled images of the split.
+            class_names: Only these classes, in this order.
+            with_masks: Give the annotations to the transforms.
+
+        Raises:
+            InputError: a file is missing or wrong.
+            ConfigError: a part without a split, or an unknown part.
+        """
+        if part not in _PARTS or (part != "all" and split_file is None):
+            raise ConfigError("which images?", where="part", expected=f"one of {_PARTS}, with split_file", got=part)
+        source = Path(annotation_file)
+        if source.is_dir() or not with_masks:
+            whole = load_images(source, Path(image_root))
+        else:
+            whole = load_coco(source, Path(image_root), class_names=class_names)
+        ids = [image.image_id for image in whole.images]
+        if part != "all" and split_file is not None:
+            chosen = load_split(Path(split_file), whole)
+            ids = list(chosen.labelled if part == "labelled" else chosen.unlabelled)
+        self.coco: CocoSet = subset(whole, ids)
+        if not self.coco.images:
+            raise InputError("the data set is empty", where=source, got=f"part {part}", fix="check the split file")
+        self.with_masks = with_masks
+        self.metainfo = {"classes": tuple(category.name for category in self.coco.categories)}
+        self.transforms = Compose(list(pipeline))
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        return len(self.coco.images)
+
+    def __getitem__(self, index: int) -> Record | None:
+        """Image ``index`` through the transforms; None where a transform gave it up (an empty crop)."""
+        return self.transforms(self.record(index))
+
+    def record(self, index: int) -> Record:
+        """The untransformed sample."""
+        image = self.coco.images[index]
+        path = self.coco.path_of(image)
+        pixels = read_image(path)
+        if pixels.shape[:2] != (image.height, image.width):
+            raise InputError(
+                "image size differs from the annotation file",
+                where=path,
+                expected=f"{image.height} x {image.width}",
+                got=f"{pixels.shape[0]} x {pixels.shape[1]}",
+                fix="correct height and width, or convert the EXIF rotation of the annotations",
+            )
+        sample: Record = {
+            "img": pixels,
+            "img_id": image.image_id,
+            "img_path": str(path),
+            "img_shape": pixels.shape[:2],
+            "ori_shape": pixels.shape[:2],
+            "homography_matrix": np.eye(3, dtype=np.float32),
+        }
+        return sample | self.annotations(index) if self.with_masks else sample
+
+    def annotations(self, index: int) -> Record:
+        """Boxes [N, 4], labels [N] and masks [N, H, W] of an image, crowds left out."""
+        image = self.coco.images[index]
+        objects = [a for a in self.coco.annotations[image.image_id] if not a.iscrowd and a.area > 0]
+        masks = [rle.decode(a.rle).astype(np.uint8) for a in objects]
+        boxes = [(x, y, x + w, y + h) for x, y, w, h in (a.bbox_xywh for a in objects)]
+        return {
+            "gt_masks": BitmapMasks(masks, image.height, image.width),
+            "gt_bboxes": HorizontalBoxes(np.array(boxes, np.float32).reshape(-1, 4)),
+            "gt_bboxes_labels": np.array([self.coco.labels[a.category_id] for a in objects], np.int64),
+            "gt_ignore_flags": np.zeros(len(objects), bool),
+        }
+
+
+class StreamDataset(Dataset):
+    """An endless, shuffled, augmented stream over a data set, addressed by position."""
+
+    def __init__(self, dataset: Mapping[str, Any], *, seed: int, name: str = "stream") -> None:
+        """Build the inner data set.
+
+        Args:
+            dataset: Config of an :class:`InstanceDataset`.
+            seed: With ``name``, fixes order and augmentation.
+            name: Streams of different names differ though seeds are equal.
+        """
+        self.dataset: InstanceDataset = DATASETS.build(dict(dataset))
+        self.seed, self.name = seed, [ord(letter) for letter in name]
+        self.metainfo = self.dataset.metainfo
+        self._epoch_order: tuple[int, Any] = (-1, None)
+
+    def __len__(self) -> int:
+        """Return the images of one pass."""
+        return len(self.dataset)
+
+    def __getitem__(self, position: int) -> Record:
+        """Sample at ``position`` >= 0. A draw that the transforms give up is drawn again, then the next image."""
+        for attempt in range(_MAX_REDRAWS):
+            index = self.index_at(position + attempt * (attempt >= _MAX_REDRAWS // 2))
+            with seeded([self.seed, *self.name, position, attempt]):
+                sample = self.dataset[index]
+            if sample is not None:
+                return sample
+        raise InputError(
+            f"no usable crop in {_MAX_REDRAWS} draws",
+            where=self.dataset.coco.images[self.index_at(position)].file_name,
+            fix="check that the labelled images have objects of a size that survives the transforms",
+        )
+
+    def index_at(self, position: int) -> int:
+        """Which image stands at a position: every pass is its own permutation."""
+        epoch, place = divmod(position, len(self.dataset))
+        if self._epoch_order[0] != epoch:
+            order = np.random.default_rng([self.seed, *self.name, epoch]).permutation(len(self.dataset))
+            self._epoch_order = (epoch, order)
+        return int(self._epoch_order[1][place])
+
+
+class PairedStream(Dataset):
+    """A labelled and an unlabelled sample at every position, for the student (batch 1 : 1)."""
+
+    def __init__(self, labelled: Mapping[str, Any], unlabelled: Mapping[str, Any]) -> None:
+        """Build both streams from configs of :class:`StreamDataset`."""
+        self.labelled: StreamDataset = DATASETS.build(dict(labelled))
+        self.unlabelled: StreamDataset = DATASETS.build(dict(unlabelled))
+        self.metainfo = self.labelled.metainfo
+
+    def __len__(self) -> int:
+        """Return the unlabelled images of one pass."""
+        return len(self.unlabelled)
+
+    def __getitem__(self, position: int) -> Record:
+        """Both samples, each key holding ``sup`` and ``unsup``."""
+        sup, unsup = self.labelled[position], self.unlabelled[position]
+        return {key: {"sup": sup[key], "unsup": unsup[key]} for key in sup}
+
+
+class StreamSampler(Sampler):
+    """Positions of one worker, step after step, from any step on."""
+
+    def __init__(self, dataset: Dataset, *, batch_size: int, seed: int | None = None) -> None:
+        """Start at step 0.
+
+        Args:
+            dataset: Unused: the stream shuffles itself.
+            batch_size: Samples of this worker per step.
+            seed: Unused: the stream has its own.
+        """
+        self.batch_size, self.first_step = batch_size, 0
+        self.rank, self.world_size = get_dist_info()
+
+    def __iter__(self) -> Iterator[int]:
+        """Yield positions for ever; no two workers share one."""
+        step = self.first_step
+        while True:
+            start = (step * self.world_size + self.rank) * self.batch_size
+            yield from range(start, start + self.batch_size)
+            step += 1
+
+    def __len__(self) -> int:
+        """Return a number that no training reaches."""
+        return 2**31
+
+
+@contextmanager
+def seeded(key: Sequence[int]) -> Iterator[None]:
+    """Seed numpy's and Python's global generators, which mmdet's transforms use, and give them back after."""
+    before_numpy, before_python = np.random.get_state(), random.getstate()
+    seed = int(np.random.SeedSequence(list(key)).generate_state(1)[0])
+    np.random.seed(seed)
+    random.seed(seed)
+    try:
+        yield
+    finally:
+        np.random.set_state(before_numpy)
+        random.setstate(before_python)
+
+
+Transform = Callable[[Record], Record | None]

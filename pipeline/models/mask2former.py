@@ -1,0 +1,156 @@
+"""Mask2Former with two additions: structural distillation on its features, and pixel-weighted mask targets."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pipeline.models.mmcv_ops  # noqa: F401  isort: skip  (must come before mmdet)
+import torch
+from mmdet.models.dense_heads.mask2former_head import Mask2FormerHead
+from mmdet.models.detectors.mask2former import Mask2Former
+from mmdet.models.utils import get_uncertain_point_coords_with_randomness
+from mmdet.structures import DetDataSample
+from mmdet.utils import reduce_mean
+from mmcv.ops import point_sample
+from mmengine.structures import InstanceData
+from torch import Tensor, nn
+
+from pipeline.distill.self_similarity import View, similarity_rows
+from pipeline.distill.structural_loss import structural_loss
+from pipeline.errors import ConfigError
+
+
+def view_of(metainfo: dict[str, Any]) -> View:
+    """The geometry that mmdet's transforms and the data preprocessor left in a sample's metainfo."""
+    return View(
+        homography=torch.as_tensor(metainfo["homography_matrix"]),
+        canonical_hw=tuple(metainfo["ori_shape"][:2]),
+        valid_hw=tuple(metainfo["img_shape"][:2]),
+        canvas_hw=tuple(metainfo["batch_input_shape"]),
+    )
+
+
+@contextmanager
+def captured_output(module: nn.Module) -> Iterator[list[Any]]:
+    """Collect what a module returns while the block runs."""
+    outputs: list[Any] = []
+    handle = module.register_forward_hook(lambda _module, _inputs, output: outputs.append(output))
+    try:
+        yield outputs
+    finally:
+        handle.remove()
+
+
+class DistilledMask2Former(Mask2Former):
+    """Mask2Former whose mask features imitate SAM's self-similarity on samples that carry SAM's targets.
+
+    Eq: S4M/structural-loss. The loss is applied once, not per decoder layer, on labelled images only.
+    """
+
+    def __init__(self, *args: Any, structural_weight: float = 1.0, structural_feature: str = "decoder", **kwargs: Any):
+        """Like Mask2Former.
+
+        Args:
+            *args: Mask2Former's.
+            structural_weight: Weight of the structural loss (paper: 1).
+            structural_feature: decoder (the pixel decoder's mask features; paper) | encoder (last backbone map).
+            **kwargs: Mask2Former's.
+
+        Raises:
+            ConfigError: an unknown feature.
+        """
+        super().__init__(*args, **kwargs)
+        if structural_feature not in ("decoder", "encoder"):
+            raise ConfigError(
+                "unknown feature", where="structural_feature", expected="decoder | encoder", got=structural_feature
+            )
+        self.structural_weight, self.structural_feature = structural_weight, structural_feature
+
+    def loss(self, batch_inputs: Tensor, batch_data_samples: list[DetDataSample]) -> dict[str, Tensor]:
+        """Mask2Former's losses, and ``loss_structural`` where the samples carry SAM's targets."""
+        source = self.backbone if self.structural_feature == "encoder" else self.panoptic_head.pixel_decoder
+        with captured_output(source) as outputs:
+            losses = super().loss(batch_inputs, batch_data_samples)
+        if "sam_targets" in batch_data_samples[0]:
+            features = outputs[0][-1] if self.structural_feature == "encoder" else outputs[0][0]
+            losses["loss_structural"] = self.structural_weight * _distil(features, batch_data_samples)
+        return losses
+
+
+def _distil(features: Tensor, samples: list[DetDataSample]) -> Tensor:
+    """Structural loss of a batch: features [B, C, h, w]."""
+    rows, targets, masks = [], [], []
+    for feature, sample in zip(features, samples, strict=True):
+        wanted = sample.sam_targets.rows
+        row, mask = similarity_rows(feature, view_of(sample.metainfo), sample.sam_targets.cells, wanted.shape[1:])
+        rows.append(row)
+        masks.append(mask)
+        targets.append(wanted.flatten(1))
+    return structural_loss(rows, targets, masks)
+
+
+class WeightedMask2FormerHead(Mask2FormerHead):
+    """Mask2Former's head that accepts a weight per pixel for some instances.
+
+    Eq: SemiRES/pwa for instance segmentation: the cross entropy of an unmatched pseudo-mask is weighted at the
+    sampled points, the dice term is not (the paper's loss has none). Without weights this is the stock head.
+    """
+
+    def preprocess_gt(self, batch_gt_instances: list[InstanceData], batch_gt_semantic_segs: list[Any]) -> Any:
+        """Keep ``pixel_weights`` [N, H, W] beside labels and masks."""
+        prepared = super().preprocess_gt(batch_gt_instances, batch_gt_semantic_segs)
+        for given, instances in zip(batch_gt_instances, prepared, strict=True):
+            if "pixel_weights" in given:
+                instances.pixel_weights = given.pixel_weights.to(instances.masks.device)
+        return prepared
+
+    def _loss_by_feat_single(
+        self, cls_scores: Tensor, mask_preds: Tensor, batch_gt_instances: list[InstanceData], batch_img_metas: list[Any]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Losses of one decoder layer: classes [B, Q, C + 1], masks [B, Q, h, w]."""
+        if not any("pixel_weights" in instances for instances in batch_gt_instances):
+            return super()._loss_by_feat_single(cls_scores, mask_preds, batch_gt_instances, batch_img_metas)
+        # mmdet's get_targets(return_sampling_results=True) adds a tuple to a list and fails, hence per image.
+        targets = [
+            self._get_targets_single(*image)
+            for image in zip(cls_scores, mask_preds, batch_gt_instances, batch_img_metas, strict=True)
+        ]
+        labels = torch.cat([target[0] for target in targets])
+        class_weight = cls_scores.new_tensor(self.class_weight)
+        loss_cls = self.loss_cls(
+            cls_scores.flatten(0, 1),
+            labels,
+            torch.cat([target[1] for target in targets]),
+            avg_factor=class_weight[labels].sum(),
+        )
+        matches = [(target[6].pos_inds, target[6].pos_assigned_gt_inds) for target in targets]
+        found = torch.cat([pred[query] for pred, (query, _) in zip(mask_preds, matches, strict=True)])
+        wanted = torch.cat([g.masks[truth] for g, (_, truth) in zip(batch_gt_instances, matches, strict=True)])
+        weights = torch.cat([_weights(g)[truth] for g, (_, truth) in zip(batch_gt_instances, matches, strict=True)])
+        count = max(float(reduce_mean(cls_scores.new_tensor([len(found)]))), 1.0)
+        loss_mask, loss_dice = self._mask_losses(found, wanted, weights, count)
+        return loss_cls, loss_mask, loss_dice
+
+    def _mask_losses(self, found: Tensor, wanted: Tensor, weights: Tensor, count: float) -> tuple[Tensor, Tensor]:
+        """Point-sampled cross entropy (weighted) and dice of matched masks [K, h, w] against [K, H, W]."""
+        if len(wanted) == 0:
+            return found.sum(), found.sum()
+        with torch.no_grad():
+            points = get_uncertain_point_coords_with_randomness(
+                found[:, None], None, self.num_points, self.oversample_ratio, self.importance_sample_ratio
+            )
+            target = point_sample(wanted[:, None].float(), points)[:, 0]
+            weight = point_sample(weights[:, None].float(), points)[:, 0]
+        logits = point_sample(found[:, None], points)[:, 0]  # [K, num_points]
+        loss_dice = self.loss_dice(logits, target, avg_factor=count)
+        loss_mask = self.loss_mask(  # Eq: SemiRES/pwa
+            logits.flatten(), target.flatten(), weight=weight.flatten(), avg_factor=count * self.num_points
+        )
+        return loss_mask, loss_dice
+
+
+def _weights(instances: InstanceData) -> Tensor:
+    """Weights [N, H, W] of an image; 1 where it has none."""
+    if "pixel_weights" in instances:
+        return instances.pixel_weights
+    return torch.ones_like(instances.masks, dtype=torch.float32)

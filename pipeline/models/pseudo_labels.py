@@ -1,0 +1,112 @@
+"""From the teacher's raw outputs to pseudo-labels in the canonical frame, and back into the view."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pipeline.errors import ConfigError
+from pipeline.masks.warp import warp_maps_to_view, warp_to_canonical, warp_to_view
+from pipeline.models.mask2former import View
+from pipeline.refine.interface import Refined, TeacherMasks
+
+
+@dataclass(frozen=True)
+class PseudoLabelFilter:
+    """Which teacher queries become pseudo-labels (S4M: 0.7 and 5)."""
+
+    score_threshold: float = 0.7
+    """Class probability, over the classes and no-object, must be above it."""
+    min_soft_area: float = 5.0
+    """Sum of the mask probability over the network's stride-4 map must be above it."""
+
+    def __post_init__(self) -> None:
+        """Refuse a threshold that is no probability."""
+        if not 0 <= self.score_threshold <= 1:
+            raise ConfigError(
+                "not a probability", where="score_threshold", expected="0 to 1", got=self.score_threshold
+            )
+
+
+@dataclass(frozen=True)
+class TeacherQueries:
+    """The queries of one image that passed the filter."""
+
+    logits: Tensor
+    """[N, h, w] mask logits at the network's stride."""
+    labels: Tensor
+    """[N] int64."""
+    scores: Tensor
+    """[N] class probability."""
+
+
+@dataclass(frozen=True)
+class ViewLabels:
+    """Pseudo-labels in the pixels of a training view (its whole canvas)."""
+
+    masks: NDArray[np.bool_]
+    """[N, H, W]."""
+    labels: NDArray[np.int64]
+    """[N]."""
+    weights: list[NDArray[np.float32] | None]
+    """N loss weights per pixel; None means 1."""
+
+
+def filter_queries(class_logits: Tensor, mask_logits: Tensor, settings: PseudoLabelFilter) -> TeacherQueries:
+    """Keep confident queries of a visible size.
+
+    Args:
+        class_logits: [Q, C + 1], the last one is no-object.
+        mask_logits: [Q, h, w].
+        settings: Thresholds, both strict.
+
+    Returns:
+        The queries kept, in query order.
+    """
+    scores, labels = class_logits.softmax(dim=1).max(dim=1)
+    soft_area = mask_logits.sigmoid().sum(dim=(1, 2))
+    keep = (labels != class_logits.shape[1] - 1) & (scores > settings.score_threshold)
+    keep &= soft_area > settings.min_soft_area
+    return TeacherQueries(mask_logits[keep], labels[keep], scores[keep])
+
+
+def to_canonical(queries: TeacherQueries, view: View) -> TeacherMasks:
+    """Bring the kept queries into the canonical frame.
+
+    The logits are interpolated, then squashed, so that the 0.5 contour is the contour of the logits.
+    """
+    logits = queries.logits.float().cpu().numpy()
+    maps, visible = warp_to_canonical(
+        logits,
+        view.homography.numpy(),
+        view_hw=view.valid_hw,
+        canonical_hw=view.canonical_hw,
+        canvas_hw=view.canvas_hw,
+    )
+    probabilities = torch.from_numpy(maps).sigmoid().numpy() * visible
+    return TeacherMasks(
+        probabilities.astype(np.float32),
+        visible,
+        queries.labels.cpu().numpy().astype(np.int64),
+        queries.scores.float().cpu().numpy(),
+    )
+
+
+def to_view(refined: Refined, labels: NDArray[np.int64], view: View, *, min_pixels: int) -> ViewLabels:
+    """Bring refined masks into the view; those with fewer than ``min_pixels`` there are dropped."""
+    homography = view.homography.numpy()
+    masks = warp_to_view(refined.masks, homography, view_hw=view.canvas_hw)
+    keep = np.flatnonzero(masks.reshape(len(masks), -1).sum(axis=1) >= min_pixels)
+    weights = [_weight_in_view(refined.weights[k], homography, view) for k in keep]
+    return ViewLabels(masks[keep], labels[keep], weights)
+
+
+def _weight_in_view(
+    weight: NDArray[np.float32] | None, homography: NDArray[Any], view: View
+) -> NDArray[np.float32] | None:
+    if weight is None:
+        return None
+    return warp_maps_to_view(weight[None], homography, view_hw=view.canvas_hw, outside=1.0)[0]

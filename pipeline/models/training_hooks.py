@@ -1,0 +1,193 @@
+"""What MMEngine's runner lacks for us: a burn-in teacher, steps that are functions of their number, our AP."""
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from mmengine.dist import get_dist_info
+from mmengine.evaluator import BaseMetric
+from mmengine.hooks import Hook
+from mmengine.model import is_model_wrapper
+from mmengine.runner import IterBasedTrainLoop
+from torch import nn
+
+from pipeline.data.coco import CocoSet, load_coco
+from pipeline.errors import ConfigError
+from pipeline.evaluation.coco_ap import mask_ap
+from pipeline.masks import rle
+
+AT_BURN_IN_END = ("copy", "keep")
+_SHOWN = ("refiner/", "pseudo/", "quality/", "loss_structural")
+
+
+class BurnInEmaHook(Hook):
+    """Teacher frozen for the burn-in, then an exponential moving average of the student.
+
+    Eq: S4M/ema. ``teacher <- decay * teacher + (1 - decay) * student`` at the start of every step after the burn-in;
+    buffers too, integer ones copied. At the end of the burn-in the teacher becomes the student (``copy``, as released)
+    or stays what it is (``keep``).
+    """
+
+    def __init__(self, *, burn_in: int, decay: float = 0.9996, at_end: str = "copy") -> None:
+        """Check the settings.
+
+        Args:
+            burn_in: Steps before the first update.
+            decay: Of the average, in (0, 1).
+            at_end: copy | keep.
+
+        Raises:
+            ConfigError: a value out of range.
+        """
+        if at_end not in AT_BURN_IN_END or not 0 < decay < 1 or burn_in < 0:
+            raise ConfigError(
+                "burn-in settings",
+                expected=f"at_end in {AT_BURN_IN_END}, 0 < decay < 1, burn_in >= 0",
+                got=f"at_end={at_end!r}, decay={decay}, burn_in={burn_in}",
+            )
+        self.burn_in, self.decay, self.at_end = burn_in, decay, at_end
+
+    def before_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:
+        """Update the teacher before it looks at the batch."""
+        model = _unwrapped(runner.model)
+        if runner.iter == self.burn_in and self.at_end == "copy":
+            update_average(model.teacher, model.student, decay=0.0)
+        elif runner.iter > self.burn_in:
+            update_average(model.teacher, model.student, decay=self.decay)
+
+
+@torch.no_grad()
+def update_average(teacher: nn.Module, student: nn.Module, *, decay: float) -> None:
+    """Move a teacher towards a student of the same architecture. Eq: S4M/ema.
+
+    Floating-point parameters and buffers are averaged; integer and boolean ones are copied (averaging them is the
+    defect that corrupts Swin's position index in the released SemiRES).
+    """
+    current = student.state_dict()
+    floating, sources = [], []
+    for name, value in teacher.state_dict().items():
+        if value.is_floating_point():
+            floating.append(value)
+            sources.append(current[name])
+        else:
+            value.copy_(current[name])
+    torch._foreach_lerp_(floating, sources, 1 - decay)  # Eq: S4M/ema
+
+
+class StepSeedHook(Hook):
+    """Seed torch and tell the model its step: a resumed run draws what an uninterrupted one draws."""
+
+    priority = "VERY_HIGH"
+
+    def __init__(self, *, seed: int) -> None:
+        self.seed = seed
+
+    def before_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:
+        """Make the step's randomness a function of (seed, step, worker)."""
+        rank, _ = get_dist_info()
+        key = (runner.iter, rank)
+        torch.manual_seed(int(np.random.SeedSequence([self.seed, *key]).generate_state(1)[0]))
+        model = _unwrapped(runner.model)
+        if hasattr(model, "step_key"):
+            model.step_key = key
+
+
+class ProgressHook(Hook):
+    """One console line every few steps: losses, refiner outcomes, speed, time left."""
+
+    priority = "VERY_LOW"
+
+    def __init__(self, *, interval: int) -> None:
+        self.interval = interval
+        self._mark = (0.0, 0)
+
+    def before_train(self, runner: Any) -> None:
+        """Start the clock."""
+        self._mark = (time.monotonic(), runner.iter)
+
+    def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
+        """Print on the first worker."""
+        step = runner.iter + 1
+        if get_dist_info()[0] or (step % self.interval and step != runner.max_iters):
+            return
+        now = time.monotonic()
+        seconds = (now - self._mark[0]) / max(step - self._mark[1], 1)
+        self._mark = (now, step)
+        shown = {n: float(v) for n, v in (outputs or {}).items() if n == "loss" or n.startswith(_SHOWN)}
+        text = "  ".join(f"{name} {value:.3g}" for name, value in shown.items())
+        left = round(seconds * (runner.max_iters - step))
+        print(f"step {step}/{runner.max_iters}  {text}  {seconds:.2f} s/step  ETA {left // 60}:{left % 60:02d}", flush=True)
+
+
+def _unwrapped(model: Any) -> Any:
+    return model.module if is_model_wrapper(model) else model
+
+
+class StreamLoop(IterBasedTrainLoop):
+    """MMEngine's iteration loop over a stream that starts at any step: resuming does not read skipped data."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.dataloader_iterator = _StreamIterator(self.dataloader)
+
+
+class _StreamIterator:
+    """Iterates a dataloader whose sampler knows ``first_step``."""
+
+    def __init__(self, dataloader: Any) -> None:
+        self._dataloader = dataloader
+        self._iterator: Iterator[Any] | None = None
+
+    def skip_iter(self, num_steps: int) -> None:
+        """Start ``num_steps`` later."""
+        self._dataloader.sampler.first_step = num_steps
+        self._iterator = None
+
+    def __next__(self) -> Any:
+        if self._iterator is None:
+            self._iterator = iter(self._dataloader)
+        return next(self._iterator)
+
+
+class MaskApMetric(BaseMetric):
+    """COCO mask AP of this project's evaluator, as an mmengine metric."""
+
+    default_prefix = "coco"
+
+    def __init__(
+        self, *, annotation_file: str, image_root: str, class_names: Sequence[str] | None = None, **kwargs: Any
+    ) -> None:
+        super().__init__(**kwargs)
+        self._coco: CocoSet = load_coco(Path(annotation_file), Path(image_root), class_names=class_names)
+
+    def process(self, data_batch: Any, data_samples: Sequence[Mapping[str, Any]]) -> None:
+        """Collect detections as COCO results."""
+        for sample in data_samples:
+            self.results.append(detections(sample, self._coco))
+
+    def compute_metrics(self, results: list[list[dict[str, Any]]]) -> dict[str, float]:
+        """AP, AP50, AP75, AR100 in [0, 1]."""
+        figures = mask_ap(self._coco, [entry for image in results for entry in image])
+        named = {"mask_AP": figures.ap, "mask_AP50": figures.ap50, "mask_AP75": figures.ap75, "AR100": figures.ar100}
+        return {name: float(value or 0.0) for name, value in named.items()}
+
+
+def detections(sample: Mapping[str, Any], coco: CocoSet) -> list[dict[str, Any]]:
+    """COCO results entries of one predicted sample (masks [N, H, W] at canonical size)."""
+    predicted = sample["pred_instances"]
+    masks = predicted["masks"].cpu().numpy().astype(bool)
+    codes = rle.encode_many(masks) if len(masks) else []
+    return [
+        {
+            "image_id": int(sample["img_id"]),
+            "category_id": coco.categories[int(label)].category_id,
+            "segmentation": code,
+            "score": float(score),
+        }
+        for code, label, score in zip(codes, predicted["labels"].tolist(), predicted["scores"].tolist(), strict=True)
+        if rle.area(code) > 0
+    ]
+
