@@ -85,6 +85,6 @@ def quantise(similarity: NDArray[np.floating]) -> NDArray[np.uint8]:
 
 def dequantise(levels: NDArray[np.uint8]) -> NDArray[np.float32]:
     """8 bits to cosines: q / 127.5 - 1, same shape, float32."""
-    values: NDArray[np.float32] = levels / np.float32(127.5)
+    values: NDArray[np.float32] = np.divide(levels, np.float32(127.5), dtype=np.float32)
     values -= 1
     return values
