@@ -126,15 +126,16 @@ def evaluate(
 
 @_command("split")
 def split(
-    annotations: Annotated[Path, typer.Argument(metavar="ANNOTATIONS", help="A COCO file with all annotations.")],
-    out: Annotated[Path, typer.Option(help="Folder for labelled.json, unlabelled.json and split.json.")],
-    percent: Annotated[float | None, typer.Option(help="Share of the images that keep their labels.")] = None,
+    annotations: Annotated[Path, typer.Argument(metavar="ANNOTATIONS", help="A COCO file with all images.")],
+    out: Annotated[Path, typer.Option(help="The split file to write; one that is there is never redrawn.")],
+    percent: Annotated[float | None, typer.Option(help="Share of the images that are labelled.")] = None,
     seed: Annotated[int, typer.Option(help="Which draw; of one seed, a larger percent holds the smaller.")] = 0,
     names: Annotated[Path | None, typer.Option(help="Instead of a draw: a list, one image name a line.")] = None,
     image_root: Annotated[Path | None, typer.Option(help="Folder of the images [default: beside the file].")] = None,
-    overwrite: opt.Overwrite = False,
 ) -> None:
-    """Divide a labelled data set into labelled and unlabelled images, once and for all."""
+    """Divide a data set into labelled and unlabelled images, once and for all."""
+    if (percent is None) == (names is None):
+        raise typer.BadParameter("give exactly one of --percent and --names")
     _run("split", locals())
 
 
@@ -152,6 +153,9 @@ def demo(
 @_command("doctor")
 def doctor(
     store: Annotated[str | None, typer.Argument(metavar="[STORE]", help="Also verify every file of it.")] = None,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Forget damaged shards; precompute-sam redoes them.")
+    ] = False,
 ) -> None:
     """What is installed, which device, which weights, what Ray would get; and whether a store is sound."""
     _run("doctor", locals())

@@ -142,10 +142,9 @@ def _assign(tree: Any, parts: Sequence[str], value: object) -> None:
         tree[name] = value
         return
     child = dict(_children(tree)).get(parts[0])
-    if isinstance(child, tuple):
-        tree[name] = child = list(child)
-    elif child is None:
-        tree[name] = child = type(tree)()
+    if isinstance(child, tuple) or child is None:
+        tree[name] = list(child) if isinstance(child, tuple) else {}
+        child = dict(_children(tree))[parts[0]]  # mmengine stores a copy
     _assign(child, parts[1:], value)
 
 

@@ -15,7 +15,8 @@ from jobs.progress import Progress
 from jobs.ray_runner import LOCAL, run_sharded
 from jobs.settings import PrecomputeSettings, known_keys, load_settings
 from jobs.stages import STAGES, MakeBackend, ShardJob, ShardReport, build_sam
-from pipeline.data.coco import CocoImage, CocoSet, check_image_files, load_images, make_coco, subset
+from pipeline.data.coco import CocoSet, check_image_files, load_images, make_coco, subset
+from pipeline.data.splits import load_split
 from pipeline.errors import ConfigError, InputError, TooManyQuarantinedError
 from pipeline.masks.rle import Rle
 from pipeline.sam.interface import SamBackend
@@ -51,7 +52,7 @@ class StorePlan:
         return self.layout.num_points * (self.layout.grid_hw[0] * self.layout.grid_hw[1] + 9)
 
 
-def run(  # noqa: PLR0913  # one parameter per option of the command
+def run(
     config_path: Path,
     *,
     cfg_options: Sequence[str] = (),
@@ -122,40 +123,22 @@ def precompute(
 
 
 def load_inputs(settings: PrecomputeSettings, *, limit: int | None = None) -> tuple[CocoSet, CocoSet]:
-    """All images, and those with labels.
+    """All images, and those that count as labelled.
 
     Raises:
-        InputError: Files that are not there or wrong, or labelled images that are not among all images.
+        InputError: Files that are not there or wrong, or a split of other images.
     """
-    coco = _load(settings.images, settings.image_root)
+    source = Path(settings.images)
+    if not source.exists():
+        raise InputError("images not found", where=source, expected="a COCO file or a folder", fix="correct the path")
+    coco = load_images(source, Path(settings.image_root) if settings.image_root else source.parent)
+    if settings.split is not None:
+        chosen = set(load_split(Path(settings.split), coco).labelled)
+    else:
+        chosen = {image_id for image_id, entries in coco.annotations.items() if entries}
     if limit is not None:
         coco = subset(coco, sorted(coco.by_id)[:limit])
-    if settings.labelled is None:
-        return coco, subset(coco, [image_id for image_id, entries in coco.annotations.items() if entries])
-    labelled = _load(settings.labelled, settings.image_root or str(coco.image_root))
-    if limit is not None:
-        labelled = subset(labelled, set(labelled.by_id) & set(coco.by_id))
-    strangers = [image.file_name for image in labelled.images if not _same(coco.by_id.get(image.image_id), image)]
-    if strangers:
-        raise InputError(
-            "labelled images that are not among the images",
-            where=settings.labelled,
-            expected=f"ids and file names of {settings.images}",
-            got=f"{len(strangers)}, first {strangers[:3]}",
-            fix="make both files of one data set, for example with s4m-pipeline split",
-        )
-    return coco, labelled
-
-
-def _load(source: str, image_root: str | None) -> CocoSet:
-    path = Path(source)
-    if not path.exists():
-        raise InputError("images not found", where=path, expected="a COCO file or a folder", fix="correct the path")
-    return load_images(path, Path(image_root) if image_root else path.parent)
-
-
-def _same(one: CocoImage | None, other: CocoImage) -> bool:
-    return one is not None and one.file_name == other.file_name
+    return coco, subset(coco, chosen & set(coco.by_id))
 
 
 def _plan(kind: str, settings: PrecomputeSettings, coco: CocoSet, labelled: CocoSet, backend: SamBackend) -> StorePlan:
@@ -164,9 +147,9 @@ def _plan(kind: str, settings: PrecomputeSettings, coco: CocoSet, labelled: Coco
     if not chosen.images:
         raise ConfigError(
             "similarity targets need labelled images",
-            where="labelled, targets",
-            got=f"no image of {settings.labelled or settings.images} has an object",
-            fix="name the labelled images with --cfg-options labelled=FILE, or targets=[proposals]",
+            where="split, targets",
+            got=f"no labelled image in {settings.split or settings.images}",
+            fix="name a split with --cfg-options split=FILE, or ask for targets=[proposals] alone",
         )
     layout = None
     if kind == "similarity":

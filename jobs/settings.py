@@ -64,8 +64,8 @@ class PrecomputeSettings:
     sam: SamSettings
     image_root: str | None = None
     """Folder of the images; None: beside the COCO file."""
-    labelled: str | None = None
-    """A COCO file with the labelled images, which get similarity targets; None: those of ``images`` with objects."""
+    split: str | None = None
+    """A file of ``s4m-pipeline split``, whose labelled images get similarity targets; None: all with objects."""
     targets: tuple[str, ...] = ("similarity", "proposals")
     """What to compute."""
     similarity: SimilaritySettings = field(default_factory=SimilaritySettings)

@@ -13,6 +13,7 @@ import pytest
 from jobs.precompute_sam import load_inputs, precompute
 from jobs.ray_runner import WorkerSettings
 from jobs.settings import PrecomputeSettings, SamSettings, SimilaritySettings
+from pipeline.data.splits import draw_split, save_split
 from pipeline.errors import ConfigError, InputError, StoreMismatchError, TooManyQuarantinedError
 from pipeline.sam.segment_everything import GeneratorSettings
 from pipeline.stores.proposal_store import ProposalStore
@@ -120,18 +121,20 @@ def test_limit_takes_the_first_images(settings):
     assert ProposalStore.open(settings.store).image_ids() == [10, 11, 12]
 
 
-def test_a_labelled_subset_decides_who_gets_targets(settings, tmp_path):
-    subset = write_coco(tmp_path / "subset", 2)
-    few = replace(settings, labelled=str(subset), image_root=str(Path(settings.images).parent))
-    precompute(few, make_backend=fake_sam)
-    assert SimilarityStore.open(settings.store).image_ids() == [10, 11]
+def test_a_split_decides_who_gets_targets(settings, tmp_path):
+    drawn = draw_split(load_inputs(settings)[0], percent=30, seed=1)
+    save_split(drawn, tmp_path / "split.json")
+    precompute(replace(settings, split=str(tmp_path / "split.json")), make_backend=fake_sam)
+    assert SimilarityStore.open(settings.store).image_ids() == list(drawn.labelled)
+    assert len(drawn.labelled) == 2
     assert len(ProposalStore.open(settings.store).image_ids()) == 7
 
 
-def test_labelled_images_of_another_set_are_refused(settings, tmp_path):
-    strangers = write_coco(tmp_path / "strangers", 9)
-    with pytest.raises(InputError, match="not among the images"):
-        load_inputs(replace(settings, labelled=str(strangers)))
+def test_a_split_of_other_images_is_refused(settings, tmp_path):
+    others = load_inputs(replace(settings, images=str(write_coco(tmp_path / "others", 9))))[0]
+    save_split(draw_split(others, percent=30, seed=1), tmp_path / "split.json")
+    with pytest.raises(InputError, match="made for other images"):
+        precompute(replace(settings, split=str(tmp_path / "split.json")), make_backend=fake_sam)
 
 
 def test_a_plain_folder_has_proposals_but_no_targets(settings, tmp_path):
