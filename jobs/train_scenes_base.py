@@ -17,7 +17,7 @@ from mmengine.registry import init_default_scope
 from safetensors.torch import save_file
 
 import pipeline.models.mmcv_ops  # noqa: F401  (before mmdet)
-from pipeline.models.base_training import BaseStage, BaseTrainer, recall_at_half, train_base_stage
+from pipeline.models.base_training import BaseStage, BaseTrainer, ObjectClassifier, recall_at_half, train_base_stage
 from pipeline.scenes.cache import draw_arrays
 from pipeline.scenes.render import SceneStyle
 from pipeline.scenes.shapes import START_FAMILIES
@@ -48,6 +48,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder for the weights and the log")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--scenes", type=int, default=6000)
+    parser.add_argument("--object-steps", type=int, default=3000)
     parser.add_argument("--crop-steps", type=int, default=3500)
     parser.add_argument("--full-steps", type=int, default=3500)
     parser.add_argument("--threads", type=int, default=1)
@@ -62,12 +63,19 @@ def main() -> None:
     model = build_model(len(START_FAMILIES))
     if args.start:
         model.load_state_dict(torch.load(args.start, weights_only=True))
+    started, rows = time.time(), []
+
+    def report_objects(step: int, averages: dict[str, float]) -> None:
+        rows.append({"stage": 0, "step": step, "seconds": round(time.time() - started), **averages})
+        print(json.dumps(rows[-1]), flush=True)
+
+    if args.object_steps:
+        ObjectClassifier(model, data, args.seed).train(args.object_steps, batch=64, report=report_objects)
     trainer = BaseTrainer(model, data, args.seed)
     stages = [
-        BaseStage(crop=128, steps=args.crop_steps, images=8, learning_rate=1e-3),
-        BaseStage(crop=192, steps=args.full_steps, images=8, learning_rate=7e-4),
+        BaseStage(crop=128, steps=args.crop_steps, images=8, learning_rate=8e-4),
+        BaseStage(crop=192, steps=args.full_steps, images=8, learning_rate=6e-4),
     ]
-    started, rows = time.time(), []
     for number, stage in enumerate(stages, start=1):
         if stage.steps == 0:
             continue

@@ -137,6 +137,16 @@ def last_checkpoint(folder: Path) -> Path | None:
     return found[-1] if found else None
 
 
+def is_interrupted(folder: Path) -> bool:
+    """Whether a run was begun there, wrote a checkpoint, and did not finish."""
+    return (folder / RESOLVED).exists() and not (folder / DONE).exists()
+
+
+def remove_run(folder: Path) -> None:
+    """Delete a folder that this pipeline wrote, with all that is in it."""
+    shutil.rmtree(folder)
+
+
 def provenance() -> dict[str, Any]:
     """Versions, machine and command of a run."""
     from importlib.metadata import version
@@ -191,7 +201,7 @@ def train(run: TrainingRun, *, launcher: str = "none") -> dict[str, Any]:
     model.init_weights = lambda: None  # the runner would start from random values again
     runner.train()
     figures = {
-        name.split("/", 1)[1]: value.current()
+        name.removeprefix("val/coco/"): value.current()
         for name, value in runner.message_hub.log_scalars.items()
         if name.startswith("val/coco/")
     }

@@ -33,9 +33,5 @@ model = dict(
     arp=dict(mode="static"),
     settings=dict(unlabelled_weight=2.0, seed="{seed}"),
 )
-train_dataloader.update(  # noqa: F405
-    dict(
-        dataset=dict(type=PairedStream, labelled=labelled_stream, unlabelled=unlabelled_stream),  # noqa: F405
-    )
-)
+train_dataloader.dataset = dict(type=PairedStream, labelled=labelled_stream, unlabelled=unlabelled_stream)  # noqa: F405
 custom_hooks.append(dict(type=BurnInEmaHook, burn_in="{burn_in}", decay="{ema_decay}", at_end="copy"))  # noqa: F405

@@ -24,7 +24,7 @@ class DropSmallInstances(BaseTransform):
     def transform(self, results: dict[str, Any]) -> dict[str, Any] | None:
         """Filter masks, boxes and labels together."""
         masks: BitmapMasks = results["gt_masks"]
-        keep = np.flatnonzero(masks.masks.reshape(len(masks), -1).sum(1) >= self.min_pixels) if len(masks) else []
+        keep = np.flatnonzero(masks.masks.sum(axis=(1, 2)) >= self.min_pixels)
         if len(keep) == 0:
             return None
         results["gt_masks"] = masks[keep]

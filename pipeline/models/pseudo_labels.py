@@ -99,7 +99,7 @@ def to_view(refined: Refined, labels: NDArray[np.int64], view: View, *, min_pixe
     """Bring refined masks into the view; those with fewer than ``min_pixels`` there are dropped."""
     homography = view.homography.numpy()
     masks = warp_to_view(refined.masks, homography, view_hw=view.canvas_hw)
-    keep = np.flatnonzero(masks.reshape(len(masks), -1).sum(axis=1) >= min_pixels)
+    keep = np.flatnonzero(masks.sum(axis=(1, 2)) >= min_pixels)
     weights = [_weight_in_view(refined.weights[k], homography, view) for k in keep]
     return ViewLabels(masks[keep], labels[keep], weights)
 
