@@ -11,11 +11,16 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from data_schemas.proposals import PROPOSAL_VERSION
+from data_schemas.pseudo_labels import PSEUDO_LABEL_VERSION
 from data_schemas.similarity import SIMILARITY_VERSION, SimilarityLayout
 
 MANIFEST_VERSION = 1
-Kind = Literal["proposals", "similarity"]
-SCHEMA_VERSIONS: dict[str, int] = {"proposals": PROPOSAL_VERSION, "similarity": SIMILARITY_VERSION}
+Kind = Literal["proposals", "similarity", "pseudo_labels"]
+SCHEMA_VERSIONS: dict[str, int] = {
+    "proposals": PROPOSAL_VERSION,
+    "similarity": SIMILARITY_VERSION,
+    "pseudo_labels": PSEUDO_LABEL_VERSION,
+}
 
 
 @dataclass(frozen=True)

@@ -58,10 +58,15 @@ class ShardReport:
 
 
 @dataclass(frozen=True)
-class _Computed(Generic[R]):
+class Computed(Generic[R]):
+    """The images of a shard."""
+
     results: Mapping[int, R]
+    """By image id."""
     quarantined: list[ImageOutcome]
+    """All other images."""
     retries: Mapping[int, int]
+    """Image id -> further tries that it took."""
 
 
 def build_sam(sam: SamSettings) -> SamBackend:
@@ -83,7 +88,7 @@ class ProposalStage:
         def compute(_key: ImageKey, image: NDArray[np.uint8]) -> list[Proposal]:
             return segment_everything(self.backend, self.backend.embed([image])[0], self.settings.proposals)
 
-        done = _compute_all(job, compute, retries=self.settings.retries, tell=tell)
+        done = compute_images(job, compute, retries=self.settings.retries, tell=tell)
         record = commit_proposals(job.task, done.results, done.quarantined, retries=done.retries)
         return ShardReport(record.shard_id, record.outcomes)
 
@@ -99,7 +104,7 @@ class SimilarityStage:
     def __call__(self, job: ShardJob, tell: Tell = lambda _: None) -> ShardReport:
         """Compute and publish one shard."""
         compute = partial(self._targets, job)
-        done = _compute_all(job, compute, retries=self.settings.retries, tell=tell)
+        done = compute_images(job, compute, retries=self.settings.retries, tell=tell)
         record = commit_similarity(job.task, done.results, done.quarantined, retries=done.retries)
         return ShardReport(record.shard_id, record.outcomes)
 
@@ -126,9 +131,26 @@ STAGES: dict[str, type[ProposalStage] | type[SimilarityStage]] = {
 }
 
 
-def _compute_all(
-    job: ShardJob, compute: Callable[[ImageKey, NDArray[np.uint8]], R], *, retries: int, tell: Tell
-) -> _Computed[R]:
+def compute_images(
+    job: ShardJob,
+    compute: Callable[[ImageKey, NDArray[np.uint8]], R],
+    *,
+    retries: int,
+    tell: Tell,
+    stage: str = "sam",
+) -> Computed[R]:
+    """Read and compute every image of a shard; one that fails is set aside, the others go on.
+
+    Args:
+        job: The shard.
+        compute: Takes an image [H, W, 3] uint8 RGB.
+        retries: Further tries for an image that fails for a reason other than itself.
+        tell: Called as the turn of an image comes.
+        stage: What is said to have failed where ``compute`` does.
+
+    Raises:
+        PipelineError: Trouble that setting an image aside would not mend: no GPU, a damaged store.
+    """
     results: dict[int, R] = {}
     quarantined: list[ImageOutcome] = []
     retried: dict[int, int] = {}
@@ -148,9 +170,9 @@ def _compute_all(
             results[key.image_id] = result
             retried |= {key.image_id: tries} if tries else {}
         else:
-            quarantined.append(ImageOutcome.quarantined(key.image_id, stage="sam", reason=failure, retries=tries))
+            quarantined.append(ImageOutcome.quarantined(key.image_id, stage=stage, reason=failure, retries=tries))
     tell(None)
-    return _Computed(results, quarantined, retried)
+    return Computed(results, quarantined, retried)
 
 
 def _read(image_root: str, key: ImageKey) -> NDArray[np.uint8]:

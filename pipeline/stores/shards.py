@@ -106,8 +106,8 @@ def record_path(name: str) -> str:
 
 def data_paths(kind: Kind, plan: ShardPlan) -> tuple[str, ...]:
     """The data files of a shard."""
-    if kind == "proposals":
-        return (f"proposals/{plan.shard_id}.parquet",)
+    if kind != "similarity":
+        return (f"{kind}/{plan.shard_id}.parquet",)
     return tuple(array_shard_path(name, plan.index) for name in SIMILARITY_ARRAYS)
 
 

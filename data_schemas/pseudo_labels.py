@@ -1,0 +1,67 @@
+"""One row of a labelling run: the Parquet schema and the frozen ``PseudoLabel``, before and after refinement."""
+
+import math
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+PSEUDO_LABEL_VERSION = 1
+OUTCOMES = ("matched", "kept", "empty")
+"""matched: the refined mask comes from SAM. kept: it is the network's. empty: the network's, without a pixel."""
+
+PSEUDO_LABEL_SCHEMA = pa.schema(
+    [
+        pa.field("image_id", pa.int64(), nullable=False),
+        pa.field("instance_id", pa.int32(), nullable=False),
+        pa.field("category_id", pa.int64(), nullable=False),
+        pa.field("score", pa.float32(), nullable=False),
+        pa.field("outcome", pa.string(), nullable=False),
+        pa.field("height", pa.int32(), nullable=False),
+        pa.field("width", pa.int32(), nullable=False),
+        pa.field("network_rle", pa.string(), nullable=False),
+        pa.field("network_area", pa.int64(), nullable=False),
+        pa.field("refined_rle", pa.string(), nullable=False),
+        pa.field("refined_area", pa.int64(), nullable=False),
+    ]
+)
+
+
+@dataclass(frozen=True, slots=True)
+class PseudoLabel:
+    """One instance that the network found and the refiner corrected, in the canonical frame of its image."""
+
+    image_id: int
+    instance_id: int
+    """0, 1, ... inside the image, in the network's query order."""
+    category_id: int
+    """Of the data set, not the network's class index."""
+    score: float
+    """Class probability, over the classes and no-object."""
+    outcome: str
+    """One of :data:`OUTCOMES`."""
+    height: int
+    width: int
+    network_rle: str
+    """The mask before refinement: COCO compressed run lengths, column-major."""
+    network_area: int
+    """Foreground pixels of it."""
+    refined_rle: str
+    """The mask after refinement."""
+    refined_area: int
+
+    def __post_init__(self) -> None:
+        """Refuse what no reader could use.
+
+        Raises:
+            ValueError: naming the field.
+        """
+        if self.outcome not in OUTCOMES:
+            raise ValueError(f"outcome {self.outcome!r}, expected one of {OUTCOMES}")
+        if not 0 <= self.score <= 1 or math.isnan(self.score):
+            raise ValueError(f"score {self.score}, expected a probability")
+        for name in ("network", "refined"):
+            counts, area = getattr(self, f"{name}_rle"), getattr(self, f"{name}_area")
+            if not counts or not counts.isascii():
+                raise ValueError(f"{name}_rle is empty or not ASCII: {counts[:20]!r}")
+            if not 0 <= area <= self.height * self.width:
+                raise ValueError(f"{name}_area {area} in an image of {self.height * self.width} pixels")
