@@ -32,6 +32,8 @@ def main() -> None:
     parser.add_argument("--scenes", type=int, default=8000)
     parser.add_argument("--crop-steps", type=int, default=3000)
     parser.add_argument("--full-steps", type=int, default=4000)
+    parser.add_argument("--crop-rate", type=float, default=1.5e-3, help="peak learning rate of stage 1")
+    parser.add_argument("--full-rate", type=float, default=1e-3, help="peak learning rate of stage 2")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--start", type=Path, help="averaged weights (.pt) of an earlier run to go on from")
     args = parser.parse_args()
@@ -47,8 +49,8 @@ def main() -> None:
         model.load_state_dict(torch.load(args.start, weights_only=True))
     trainer = NanoTrainer(model, data, args.seed)
     stages = [
-        Stage(crop=96, steps=args.crop_steps, images=8, prompts=5, learning_rate=1.5e-3),
-        Stage(crop=SCENE_SIZE, steps=args.full_steps, images=4, prompts=7, learning_rate=1e-3),
+        Stage(crop=96, steps=args.crop_steps, images=8, prompts=5, learning_rate=args.crop_rate),
+        Stage(crop=SCENE_SIZE, steps=args.full_steps, images=4, prompts=7, learning_rate=args.full_rate),
     ]
     started, rows = time.time(), []
     for number, stage in enumerate(stages, start=1):
