@@ -7,6 +7,7 @@ from mmcv.transforms import RandomResize
 from mmdet.datasets.transforms import RandomCrop, RandomFlip, Resize
 from mmengine.dataset import DefaultSampler
 from mmengine.dataset.utils import pseudo_collate
+
 from pipeline.data.instance_dataset import InstanceDataset, StreamDataset, StreamSampler
 from pipeline.data.transforms import DropSmallInstances, HideGroundTruth, LoadSimilarityTargets, PackSample
 from pipeline.models.training_hooks import MaskApMetric

@@ -1,4 +1,4 @@
-"""Mask2Former R50, written out in full: the network of the S4M paper (spec: 100 queries, 9 decoder layers, 256 channels).
+"""Mask2Former R50, written out in full: the network of the S4M paper (100 queries, 9 decoder layers, 256 channels).
 
 ``num_classes`` is the data set's; batch norm is frozen as in the COCO runs (Cityscapes trains SyncBN:
 ``--cfg-options model.backbone.norm_cfg.type=SyncBN model.backbone.norm_cfg.requires_grad=True
@@ -14,6 +14,7 @@ from mmdet.models.seg_heads.panoptic_fusion_heads.maskformer_fusion_head import 
 from mmdet.models.task_modules.assigners.hungarian_assigner import HungarianAssigner
 from mmdet.models.task_modules.assigners.match_cost import ClassificationCost, CrossEntropyLossCost, DiceCost
 from mmdet.models.task_modules.samplers.mask_pseudo_sampler import MaskPseudoSampler
+
 from pipeline.models.mask2former import DistilledMask2Former, WeightedMask2FormerHead
 
 num_classes = 80
@@ -68,9 +69,7 @@ model = dict(
                     self_attn_cfg=dict(
                         embed_dims=channels, num_heads=8, num_levels=3, num_points=4, dropout=0.0, batch_first=True
                     ),
-                    ffn_cfg=dict(
-                        embed_dims=channels, feedforward_channels=1024, num_fcs=2, ffn_drop=0.0, act_cfg=relu
-                    ),
+                    ffn_cfg=dict(embed_dims=channels, feedforward_channels=1024, num_fcs=2, ffn_drop=0.0, act_cfg=relu),
                 ),
             ),
             positional_encoding=dict(num_feats=128, normalize=True),

@@ -4,10 +4,13 @@ from mmengine.hooks import CheckpointHook, DistSamplerSeedHook, IterTimerHook, L
 from mmengine.runner import LogProcessor
 from mmengine.visualization import LocalVisBackend, TensorboardVisBackend
 from mmengine.visualization.visualizer import Visualizer
+
 from pipeline.models.training_hooks import ProgressHook, StepSeedHook
 
 default_scope = "mmdet"
 seed = 0
+device = "auto"
+"""auto (a GPU where there is one) | cpu | cuda."""
 checkpoint_interval = 500
 log_interval = 20
 randomness = dict(seed="{seed}")
@@ -15,7 +18,9 @@ default_hooks = dict(
     timer=dict(type=IterTimerHook),
     logger=dict(type=LoggerHook, interval="{log_interval}", log_metric_by_epoch=False),
     param_scheduler=dict(type=ParamSchedulerHook),
-    checkpoint=dict(type=CheckpointHook, by_epoch=False, interval="{checkpoint_interval}", max_keep_ckpts=2, save_last=True),
+    checkpoint=dict(
+        type=CheckpointHook, by_epoch=False, interval="{checkpoint_interval}", max_keep_ckpts=2, save_last=True
+    ),
     sampler_seed=dict(type=DistSamplerSeedHook),
 )
 custom_hooks = [dict(type=StepSeedHook, seed="{seed}"), dict(type=ProgressHook, interval="{log_interval}")]

@@ -7,6 +7,7 @@ from mmcv.transforms import RandomResize
 from mmdet.datasets.transforms import RandomCrop, RandomFlip, Resize
 from mmengine.dataset import DefaultSampler
 from mmengine.dataset.utils import pseudo_collate
+
 from pipeline.data.instance_dataset import InstanceDataset, StreamDataset, StreamSampler
 from pipeline.data.transforms import DropSmallInstances, HideGroundTruth, PackSample
 from pipeline.models.training_hooks import MaskApMetric
@@ -31,13 +32,17 @@ labelled_stream = dict(
     type=StreamDataset,
     seed="{seed}",
     name="labelled",
-    dataset=dict(**train_images, part="labelled", pipeline=[*geometry, dict(type=DropSmallInstances), dict(type=PackSample)]),
+    dataset=dict(
+        **train_images, part="labelled", pipeline=[*geometry, dict(type=DropSmallInstances), dict(type=PackSample)]
+    ),
 )
 unlabelled_stream = dict(
     type=StreamDataset,
     seed="{seed}",
     name="unlabelled",
-    dataset=dict(**train_images, part="unlabelled", pipeline=[*geometry, dict(type=HideGroundTruth), dict(type=PackSample)]),
+    dataset=dict(
+        **train_images, part="unlabelled", pipeline=[*geometry, dict(type=HideGroundTruth), dict(type=PackSample)]
+    ),
 )
 val_annotations = "{data_root}/annotations/val.json"
 val_images = "{data_root}/images"

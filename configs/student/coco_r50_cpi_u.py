@@ -8,6 +8,6 @@ Claim: no SAM in the training process; what it gains is to be measured. Cost: as
 from mmengine.config import read_base
 
 with read_base():
-    from .coco_r50_points import *  # noqa: F403
+    from .coco_r50_points import *
 
-model.refiner = dict(name="cpi_u", store="{store}")  # noqa: F405
+model.refiner = dict(name="cpi_u", store="{store}")

@@ -9,7 +9,7 @@ from mmdet.models.data_preprocessors.data_preprocessor import MultiBranchDataPre
 from mmengine.config import read_base
 
 with read_base():
-    from ..teacher.coco_r50 import *  # noqa: F403
+    from ..teacher.coco_r50 import *
 
 from pipeline.data.instance_dataset import PairedStream
 from pipeline.models.semi_student import SemiStudent
@@ -21,7 +21,7 @@ burn_in = 25_000
 ema_decay = 0.9996
 teacher_checkpoint = "work_dirs/coco_teacher/iter_368750.pth"
 device = "auto"
-detector = model  # noqa: F405
+detector = model
 data_preprocessor = detector.pop("data_preprocessor")
 model = dict(
     type=SemiStudent,
@@ -32,6 +32,6 @@ model = dict(
     arp=dict(mode="static"),
     settings=dict(unlabelled_weight=2.0, seed="{seed}"),
 )
-labelled_stream.dataset.pipeline.pop(-2)  # noqa: F405  (no structural loss in this stage)
-train_dataloader.dataset = dict(type=PairedStream, labelled=labelled_stream, unlabelled=unlabelled_stream)  # noqa: F405
-custom_hooks.append(dict(type=BurnInEmaHook, burn_in="{burn_in}", decay="{ema_decay}", at_end="copy"))  # noqa: F405
+labelled_stream.dataset.pipeline.pop(-2)  # no structural loss in this stage
+train_dataloader.dataset = dict(type=PairedStream, labelled=labelled_stream, unlabelled=unlabelled_stream)
+custom_hooks.append(dict(type=BurnInEmaHook, burn_in="{burn_in}", decay="{ema_decay}", at_end="copy"))

@@ -1,11 +1,11 @@
 """The student on the scenes with refiner `cpi`; otherwise as scenes_points.
 
-    s4m-pipeline train-student configs/student/scenes_cpi.py --work-dir work_dirs/student_cpi
+s4m-pipeline train-student configs/student/scenes_cpi.py --work-dir work_dirs/student_cpi
 """
 
 from mmengine.config import read_base
 
 with read_base():
-    from .scenes_points import *  # noqa: F403
+    from .scenes_points import *
 
-model.refiner = dict(name="cpi", store="{store}")  # noqa: F405
+model.refiner = dict(name="cpi", store="{store}")

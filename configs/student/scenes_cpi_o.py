@@ -1,11 +1,11 @@
 """The student on the scenes with refiner `cpi_o`; otherwise as scenes_points.
 
-    s4m-pipeline train-student configs/student/scenes_cpi_o.py --work-dir work_dirs/student_cpi_o
+s4m-pipeline train-student configs/student/scenes_cpi_o.py --work-dir work_dirs/student_cpi_o
 """
 
 from mmengine.config import read_base
 
 with read_base():
-    from .scenes_points import *  # noqa: F403
+    from .scenes_points import *
 
-model.refiner = dict(name="cpi_o", store="{store}")  # noqa: F405
+model.refiner = dict(name="cpi_o", store="{store}")

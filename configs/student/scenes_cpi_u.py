@@ -1,11 +1,11 @@
 """The student on the scenes with refiner `cpi_u`; otherwise as scenes_points.
 
-    s4m-pipeline train-student configs/student/scenes_cpi_u.py --work-dir work_dirs/student_cpi_u
+s4m-pipeline train-student configs/student/scenes_cpi_u.py --work-dir work_dirs/student_cpi_u
 """
 
 from mmengine.config import read_base
 
 with read_base():
-    from .scenes_points import *  # noqa: F403
+    from .scenes_points import *
 
-model.refiner = dict(name="cpi_u", store="{store}")  # noqa: F405
+model.refiner = dict(name="cpi_u", store="{store}")

@@ -1,11 +1,11 @@
 """The student on the scenes with refiner `iom`; otherwise as scenes_points.
 
-    s4m-pipeline train-student configs/student/scenes_iom.py --work-dir work_dirs/student_iom
+s4m-pipeline train-student configs/student/scenes_iom.py --work-dir work_dirs/student_iom
 """
 
 from mmengine.config import read_base
 
 with read_base():
-    from .scenes_points import *  # noqa: F403
+    from .scenes_points import *
 
-model.refiner = dict(name="iom", store="{store}")  # noqa: F405
+model.refiner = dict(name="iom", store="{store}")

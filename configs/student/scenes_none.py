@@ -1,11 +1,11 @@
 """The student on the scenes with refiner `none`; otherwise as scenes_points.
 
-    s4m-pipeline train-student configs/student/scenes_none.py --work-dir work_dirs/student_none
+s4m-pipeline train-student configs/student/scenes_none.py --work-dir work_dirs/student_none
 """
 
 from mmengine.config import read_base
 
 with read_base():
-    from .scenes_points import *  # noqa: F403
+    from .scenes_points import *
 
-model.refiner = dict(name="none")  # noqa: F405
+model.refiner = dict(name="none")

@@ -10,7 +10,7 @@ from mmdet.models.data_preprocessors.data_preprocessor import MultiBranchDataPre
 from mmengine.config import read_base
 
 with read_base():
-    from ..teacher.scenes_supervised import *  # noqa: F403
+    from ..teacher.scenes_supervised import *
 
 from pipeline.data.instance_dataset import PairedStream
 from pipeline.models.semi_student import SemiStudent
@@ -21,8 +21,9 @@ max_iters = 300
 batch_size = 4
 burn_in = 100
 ema_decay = 0.99
-teacher_checkpoint = "work_dirs/teacher_structural/last.pth"
-detector = model  # noqa: F405
+teacher_checkpoint = "work_dirs/teacher_structural"
+"""A run directory (its newest checkpoint) or a file."""
+detector = model
 data_preprocessor = detector.pop("data_preprocessor")
 model = dict(
     type=SemiStudent,
@@ -33,5 +34,5 @@ model = dict(
     arp=dict(mode="static"),
     settings=dict(unlabelled_weight=2.0, seed="{seed}"),
 )
-train_dataloader.dataset = dict(type=PairedStream, labelled=labelled_stream, unlabelled=unlabelled_stream)  # noqa: F405
-custom_hooks.append(dict(type=BurnInEmaHook, burn_in="{burn_in}", decay="{ema_decay}", at_end="copy"))  # noqa: F405
+train_dataloader.dataset = dict(type=PairedStream, labelled=labelled_stream, unlabelled=unlabelled_stream)
+custom_hooks.append(dict(type=BurnInEmaHook, burn_in="{burn_in}", decay="{ema_decay}", at_end="copy"))

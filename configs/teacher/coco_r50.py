@@ -15,9 +15,9 @@ from mmengine.runner import ValLoop
 from torch.optim import AdamW
 
 with read_base():
-    from .._base_.coco_data import *  # noqa: F403
-    from .._base_.mask2former_r50 import *  # noqa: F403
-    from .._base_.runtime import *  # noqa: F403
+    from .._base_.coco_data import *
+    from .._base_.mask2former_r50 import *
+    from .._base_.runtime import *
 
 from pipeline.models.training_hooks import StreamLoop
 
@@ -30,14 +30,14 @@ learning_rate = 1e-4
 init_checkpoint = None
 teacher_checkpoint = None
 
-labelled_stream.dataset.pipeline.insert(-1, targets)  # noqa: F405
+labelled_stream.dataset.pipeline.insert(-1, targets)
 train_dataloader = dict(
     batch_size="{batch_size}",
     num_workers=4,
     persistent_workers=True,
-    sampler=dict(**train_sampler, batch_size="{batch_size}"),  # noqa: F405
-    collate_fn=collate,  # noqa: F405
-    dataset=labelled_stream,  # noqa: F405
+    sampler=dict(**train_sampler, batch_size="{batch_size}"),
+    collate_fn=collate,
+    dataset=labelled_stream,
 )
 train_cfg = dict(type=StreamLoop, max_iters="{max_iters}", val_interval="{val_interval}")
 val_cfg = dict(type=ValLoop)
@@ -48,9 +48,7 @@ optim_wrapper = dict(
     clip_grad=dict(max_norm=0.01, norm_type=2),
     paramwise_cfg=dict(
         norm_decay_mult=0.0,
-        custom_keys=dict(
-            backbone=dict(lr_mult=0.1), query_embed=no_decay, query_feat=no_decay, level_embed=no_decay
-        ),
+        custom_keys=dict(backbone=dict(lr_mult=0.1), query_embed=no_decay, query_feat=no_decay, level_embed=no_decay),
     ),
 )
 param_scheduler = dict(type=MultiStepLR, milestones=[327_778, 355_092], gamma=0.1, begin=0, by_epoch=False)

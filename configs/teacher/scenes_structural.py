@@ -10,11 +10,13 @@ about 5 % per step, plus ``precompute-sam`` once.
 from mmengine.config import read_base
 
 with read_base():
-    from .scenes_supervised import *  # noqa: F403
+    from .scenes_supervised import *
 
 from pipeline.data.transforms import LoadSimilarityTargets
 
 store = "demo/store"
 structural_store = "{store}"
-model.update(dict(structural_weight=1.0, structural_feature="decoder"))  # noqa: F405
-train_dataloader.dataset.dataset.pipeline.insert(-1, dict(type=LoadSimilarityTargets, store="{structural_store}", num_inside=64, num_uniform=64))  # noqa: F405
+model.update(dict(structural_weight=1.0, structural_feature="decoder"))
+train_dataloader.dataset.dataset.pipeline.insert(
+    -1, dict(type=LoadSimilarityTargets, store="{structural_store}", num_inside=64, num_uniform=64)
+)

@@ -69,7 +69,8 @@ class ObjectClassifier:
 
     def _draw(self, batch: int) -> tuple[Tensor, Tensor]:
         """Cut-outs [B, 3, side, side] normalised, classes [B]."""
-        images, labels = [], []
+        images: list[Tensor] = []
+        labels: list[int] = []
         while len(images) < batch:
             i = int(self.random.integers(len(self.boxes)))
             if not len(self.boxes[i]):
@@ -126,7 +127,10 @@ class BaseTrainer:
 
     def draw_batch(self, stage: BaseStage) -> tuple[Tensor, list[DetDataSample], Tensor, Tensor]:
         """Images [B, 3, c, c] normalised, mmdet samples, owners [B, c, c], class of each owner [B, M]."""
-        images, owners, samples, classes = [], [], [], []
+        images: list[Tensor] = []
+        owners: list[Tensor] = []
+        samples: list[DetDataSample] = []
+        classes: list[Tensor] = []
         side = self.data.images.shape[1]
         while len(images) < stage.images:
             i = int(self.random.integers(len(self.data.images)))

@@ -57,7 +57,8 @@ class DenseHead(nn.Module):
 
     def forward(self, finest: Tensor) -> Tensor:
         """[B, C, h, w] float32 to [B, 4, h, w]."""
-        return self.layers(finest)
+        outputs: Tensor = self.layers(finest)
+        return outputs
 
 
 class NanoTrainer:
@@ -83,7 +84,8 @@ class NanoTrainer:
 
     def draw_batch(self, stage: Stage) -> tuple[Tensor, Tensor, tuple[int, int]]:
         """Images [B, 3, S, S] normalised, owners [B, c, c], and the crop's token offset (row, column)."""
-        images, owners = [], []
+        images: list[Tensor] = []
+        owners: list[Tensor] = []
         steps = (SCENE_SIZE - stage.crop) // TOKEN_STRIDE_SCENE + 1
         place = (self._int(0, steps), self._int(0, steps))
         while len(images) < stage.images:
@@ -264,7 +266,8 @@ def click_quality(model: Any, data: SceneArrays, *, seed: int = 0) -> dict[str, 
     best of the three; ``iou_error`` is the mean of |predicted - actual| and ``iou_bias`` of their difference.
     """
     random = torch.Generator().manual_seed(seed)
-    scores: dict[str, list[float]] = {"one_click": [], "one_click_oracle": [], "three_clicks": [], "iou_error": [], "iou_bias": []}
+    names = ("one_click", "one_click_oracle", "three_clicks", "iou_error", "iou_bias")
+    scores: dict[str, list[float]] = {name: [] for name in names}
     for image, owner_array in zip(data.images, data.owners, strict=True):
         owner = torch.from_numpy(owner_array).long()
         features = encode(model, normalise(torch.from_numpy(image).permute(2, 0, 1)[None].float() / 255))
@@ -302,7 +305,7 @@ def train_stage(trainer: NanoTrainer, stage: Stage, report: Callable[[int, dict[
             group["lr"] = learning_rate(step, stage.steps, stage.learning_rate)
         loss, log = trainer.loss(stage)
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         norm = nn.utils.clip_grad_norm_(trainer.parameters(), 1.0)
         optimizer.step()
         trainer.average(min(0.999, (1 + step) / (10 + step)))

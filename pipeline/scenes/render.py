@@ -107,14 +107,19 @@ def _place_instances(rng: np.random.Generator, families: dict[str, Family], styl
         if area < MIN_VISIBLE_PIXELS or area < 0.6 * _full_area(candidate):
             continue
         left = [mask & ~candidate.mask for mask in visible]
-        keeps = [v.sum() >= max(MIN_VISIBLE_PIXELS, MIN_VISIBLE_SHARE * p.mask.sum()) for v, p in zip(left, placed, strict=True)]
-        if all(keeps):
+        if all(_still_visible(seen, whole.mask) for seen, whole in zip(left, placed, strict=True)):
             placed.append(candidate)
             visible = [*left, candidate.mask]
     return placed
 
 
-def _propose(rng: np.random.Generator, families: dict[str, Family], style: SceneStyle, placed: list[_Placed]) -> _Placed:
+def _still_visible(seen: NDArray[np.bool_], whole: NDArray[np.bool_]) -> bool:
+    return bool(seen.sum() >= max(MIN_VISIBLE_PIXELS, MIN_VISIBLE_SHARE * whole.sum()))
+
+
+def _propose(
+    rng: np.random.Generator, families: dict[str, Family], style: SceneStyle, placed: list[_Placed]
+) -> _Placed:
     radius = style.size * rng.uniform(*style.radius_share)
     if placed and rng.random() < style.touching_probability:
         near = placed[int(rng.integers(len(placed)))]
@@ -138,7 +143,9 @@ def _propose(rng: np.random.Generator, families: dict[str, Family], style: Scene
 def _fill(outlines: list[Outline], size: int) -> NDArray[np.bool_]:
     canvas = np.zeros((size, size), np.uint8)
     for value, outline in zip([1] + [0] * (len(outlines) - 1), outlines, strict=True):
-        cv2.fillPoly(canvas, [np.round(outline * (1 << _SUBPIXEL_BITS)).astype(np.int32)], value, cv2.LINE_8, _SUBPIXEL_BITS)
+        cv2.fillPoly(
+            canvas, [np.round(outline * (1 << _SUBPIXEL_BITS)).astype(np.int32)], value, cv2.LINE_8, _SUBPIXEL_BITS
+        )
     return canvas.astype(bool)
 
 
@@ -193,7 +200,9 @@ def _paint_instance(rng: np.random.Generator, image: NDArray[np.float32], instan
         fill = fill + rng.uniform(15, 50) * (_cloud(rng, size, cells=int(rng.integers(16, 48)))[..., None] - 0.5)
     if rng.random() < style.part_probability:
         part = _ramp(rng, instance.centre, instance.radius, size) > rng.uniform(0.15, 0.5)
-        other = _rgb(instance.hue + rng.uniform(-0.04, 0.04), saturation * rng.uniform(0.4, 1.2), value * rng.uniform(0.45, 0.8))
+        other = _rgb(
+            instance.hue + rng.uniform(-0.04, 0.04), saturation * rng.uniform(0.4, 1.2), value * rng.uniform(0.45, 0.8)
+        )
         fill = np.where(part[..., None], 0.35 * fill + 0.65 * other, fill)
     alpha = cv2.GaussianBlur(instance.mask.astype(np.float32), (0, 0), 0.6)
     if rng.random() < 0.5:
@@ -205,9 +214,9 @@ def _paint_instance(rng: np.random.Generator, image: NDArray[np.float32], instan
 def _photograph(rng: np.random.Generator, image: NDArray[np.float32], style: SceneStyle) -> NDArray[np.uint8]:
     """Uneven light, a little blur, pixel noise, then 8 bits."""
     light = 1 + rng.uniform(0, 0.25) * (_cloud(rng, style.size, cells=2) - 0.5)
-    image = cv2.GaussianBlur(image * light[..., None], (0, 0), rng.uniform(0.3, 0.9))
-    image = image + rng.normal(0, rng.uniform(*style.noise_sigma), image.shape)
-    return np.clip(np.round(image), 0, 255).astype(np.uint8)
+    blurred = cv2.GaussianBlur(image * light[..., None], (0, 0), rng.uniform(0.3, 0.9))
+    noisy = blurred + rng.normal(0, rng.uniform(*style.noise_sigma), image.shape)
+    return np.clip(np.round(noisy), 0, 255).astype(np.uint8)
 
 
 def _cloud(rng: np.random.Generator, size: int, *, cells: int) -> NDArray[np.float32]:
@@ -220,11 +229,11 @@ def _stripes(rng: np.random.Generator, size: int) -> NDArray[np.float32]:
     """[H, W] float32 in [-1, 1]: a plane wave of 4 to 14 pixels."""
     angle, period, phase = rng.uniform(0, np.pi), rng.uniform(4, 14), rng.uniform(0, 2 * np.pi)
     y, x = np.mgrid[0:size, 0:size].astype(np.float32)
-    return np.sin((x * np.cos(angle) + y * np.sin(angle)) * 2 * np.pi / period + phase).astype(np.float32)
+    return np.asarray(np.sin((x * np.cos(angle) + y * np.sin(angle)) * 2 * np.pi / period + phase), np.float32)
 
 
 def _ramp(rng: np.random.Generator, centre: NDArray[np.float64], radius: float, size: int) -> NDArray[np.float32]:
     """[H, W] float32: -1 to 1 across an instance, in a random direction."""
     angle = rng.uniform(0, 2 * np.pi)
     y, x = np.mgrid[0:size, 0:size].astype(np.float32)
-    return (((x - centre[0]) * np.cos(angle) + (y - centre[1]) * np.sin(angle)) / radius).astype(np.float32)
+    return np.asarray(((x - centre[0]) * np.cos(angle) + (y - centre[1]) * np.sin(angle)) / radius, np.float32)

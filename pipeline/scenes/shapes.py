@@ -19,13 +19,13 @@ Family = Callable[[np.random.Generator], list[Outline]]
 
 def _circle(radius: float = 1.0, num_vertices: int = 48, *, start: float = 0.0, sweep: float = 2 * np.pi) -> Outline:
     angles = start + sweep * np.arange(num_vertices) / num_vertices
-    return radius * np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    return np.asarray(radius * np.stack([np.cos(angles), np.sin(angles)], axis=1))
 
 
 def _star_polygon(num_tips: int, inner: float) -> Outline:
     angles = np.pi * np.arange(2 * num_tips) / num_tips - np.pi / 2
     radii = np.where(np.arange(2 * num_tips) % 2 == 0, 1.0, inner)
-    return radii[:, None] * np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    return np.asarray(radii[:, None] * np.stack([np.cos(angles), np.sin(angles)], axis=1))
 
 
 def _points(*xy: tuple[float, float]) -> Outline:
