@@ -9,6 +9,7 @@ import logging
 import math
 import os
 import pickle
+import socket
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -132,20 +133,37 @@ def connected(address: str, workers: WorkerSettings) -> Iterator[None]:
         cpus = max(os.cpu_count() or 1, math.ceil(workers.cpus * (workers.count or 1)))
         arguments |= {"address": LOCAL, "num_cpus": cpus, "include_dashboard": False}
     else:
+        _check_answers(address)
         arguments["address"] = address
     try:
         ray.init(**arguments)
     except Exception as error:  # ConnectionError, ValueError, RuntimeError: whatever the address led to
-        raise EnvironmentProblemError(
-            "Ray is not there",
-            where=f"--ray-address {address}",
-            got=" ".join(str(error).split())[:300],
-            fix="start one (ray start --head), correct the address, or use --ray-address local",
-        ) from error
+        raise _not_there(address, str(error)) from error
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def _check_answers(address: str) -> None:
+    """Fail at once where nobody listens; Ray itself would try for minutes."""
+    place = os.environ.get("RAY_ADDRESS", address) if address == "auto" else address
+    host, _, port = place.removeprefix("ray://").rpartition(":")
+    if not (host and port.isdecimal()):
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+    except OSError as error:
+        raise _not_there(address, f"{place}: {error}") from error
+
+
+def _not_there(address: str, reason: str) -> EnvironmentProblemError:
+    return EnvironmentProblemError(
+        "Ray is not there",
+        where=f"--ray-address {address}",
+        got=" ".join(reason.split())[:300],
+        fix="start one (ray start --head), correct the address, or use --ray-address local",
+    )
 
 
 class _Actor:

@@ -20,13 +20,9 @@ from pipeline.stores.proposal_store import ProposalStore
 from pipeline.stores.similarity_store import SimilarityStore
 from pipeline.stores.verify import verify
 from tests.fakes import FakeSam
-from tests.jobs.toys import store_files, write_coco, write_images
+from tests.jobs.toys import fake_sam, store_files, write_coco, write_images
 
 ROOT = Path(__file__).parents[2]
-
-
-def fake_sam(_settings):
-    return FakeSam()
 
 
 @pytest.fixture

@@ -4,9 +4,9 @@ import pickle
 
 import pytest
 
-from jobs.ray_runner import WorkerSettings, pool_size, run_sharded
+from jobs.ray_runner import ACTOR_RESTARTS, WorkerSettings, pool_size, run_sharded
 from pipeline.errors import ConfigError, EnvironmentProblemError, StoreDamagedError
-from tests.jobs.toys import DAMAGE, MakeToyStage, ToyJob, ToyStage, attempts
+from tests.jobs.toys import DAMAGE, KillsItsActor, MakeToyStage, ToyJob, ToyStage, attempts
 
 TWO = WorkerSettings(count=2, cpus=1.0)
 
@@ -47,9 +47,45 @@ def test_an_error_of_a_stage_reaches_the_driver_with_its_exit_code(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_cluster_that_is_not_there_is_said_so():
-    with pytest.raises(EnvironmentProblemError, match="Ray is not there"):
-        list(run_sharded(lambda: None, [ToyJob((1,))], address="127.0.0.1:1", workers=TWO))
+def test_a_running_cluster_of_two_nodes_does_the_same_and_is_left_running(tmp_path):
+    import ray
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    try:
+        cluster.add_node(num_cpus=1)
+        make = MakeToyStage(ToyStage(tmp_path / "log", kills={3: 99}))
+        answers = by_image(
+            run_sharded(
+                make, [ToyJob((i,)) for i in range(6)], address=cluster.address, workers=WorkerSettings(), retries=0
+            )
+        )
+        assert answers == {i: "its worker died (SIGKILL)" if i == 3 else i**2 for i in range(6)}
+        assert not ray.is_initialized()
+        assert len(cluster.list_all_nodes()) == 2
+    finally:
+        cluster.shutdown()
+
+
+@pytest.mark.slow
+def test_an_actor_that_is_lost_is_replaced_a_bounded_number_of_times(tmp_path):
+    """The actor itself is killed, as by a node that goes: Ray restarts it, and gives up after the set number."""
+    make = MakeToyStage(KillsItsActor(tmp_path / "log", deaths=2))
+    assert by_image(run_sharded(make, [ToyJob((5,))], address="start", workers=WorkerSettings(count=1))) == {5: 25}
+    make = MakeToyStage(KillsItsActor(tmp_path / "other", deaths=99))
+    with pytest.raises(EnvironmentProblemError, match="Ray gave up"):
+        list(run_sharded(make, [ToyJob((5,))], address="start", workers=WorkerSettings(count=1)))
+    assert attempts(tmp_path / "other", 5) == 1 + ACTOR_RESTARTS
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1", "auto"])
+def test_a_cluster_that_is_not_there_is_said_at_once(address, monkeypatch):
+    """Ray itself tries for more than five minutes."""
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    with pytest.raises(EnvironmentProblemError, match="Ray is not there") as caught:
+        list(run_sharded(lambda: None, [ToyJob((1,))], address=address, workers=TWO))
+    assert caught.value.exit_code == 6
+    assert address in str(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -53,11 +53,27 @@ class ToyStage:
 
 
 @dataclass(frozen=True)
+class KillsItsActor:
+    """From its child process kills the parent, the first ``deaths`` times."""
+
+    log: Path
+    deaths: int
+
+    def __call__(self, job: ToyJob, tell: Callable[[int | None], None] = lambda _: None) -> dict[int, object]:
+        with self.log.open("a") as file:
+            file.write(f"{job.images[0]} {os.getpid()}\n")
+        if attempts(self.log, job.images[0]) <= self.deaths:
+            os.kill(os.getppid(), signal.SIGKILL)
+            time.sleep(1)
+        return ToyStage(self.log.with_suffix(".done"))(job, tell)
+
+
+@dataclass(frozen=True)
 class MakeToyStage:
-    stage: ToyStage
+    stage: Callable[..., object]
     dies: bool = False
 
-    def __call__(self) -> ToyStage:
+    def __call__(self) -> Callable[..., object]:
         if self.dies:
             os._exit(7)
         return self.stage
@@ -65,6 +81,13 @@ class MakeToyStage:
 
 def attempts(log: Path, image_id: int) -> int:
     return sum(line.split()[0] == str(image_id) for line in log.read_text().splitlines()) if log.exists() else 0
+
+
+def fake_sam(_settings: object) -> object:
+    """In place of the SAM of the settings, also in other processes."""
+    from tests.fakes import FakeSam
+
+    return FakeSam()
 
 
 DAMAGE = StoreDamagedError("a toy is broken", where="shelf", expected="whole", got="parts", fix="glue it")
