@@ -86,7 +86,8 @@ class InstanceDataset(Dataset):
 
     def __getitem__(self, index: int) -> Record | None:
         """Image ``index`` through the transforms; None where a transform gave it up (an empty crop)."""
-        return self.transforms(self.record(index))
+        sample: Record | None = self.transforms(self.record(index))
+        return sample
 
     def record(self, index: int) -> Record:
         """The untransformed sample."""

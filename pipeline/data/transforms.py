@@ -8,7 +8,10 @@ from mmcv.transforms import BaseTransform
 from mmdet.datasets.transforms import PackDetInputs
 from mmdet.structures.mask import BitmapMasks
 from mmengine.structures import InstanceData
+from numpy.typing import NDArray
 
+from data_schemas.similarity import INSIDE_GROUND_TRUTH
+from pipeline.errors import ConfigError
 from pipeline.sam.decoder_features import cells_of_points
 from pipeline.stores.similarity_store import SimilarityStore
 
@@ -36,7 +39,7 @@ class DropSmallInstances(BaseTransform):
 class LoadSimilarityTargets(BaseTransform):
     """Draw stored points of the image with SAM's similarity rows; they stay in the canonical frame.
 
-    Half of the points lie inside the ground truth, half anywhere (S4M: 64 + 64 of those stored).
+    Some of the points lie inside the ground truth, some anywhere (S4M: 64 + 64 of those stored).
     """
 
     def __init__(self, store: str, num_inside: int = 64, num_uniform: int = 64) -> None:
@@ -51,21 +54,33 @@ class LoadSimilarityTargets(BaseTransform):
         return self._store
 
     def transform(self, results: dict[str, Any]) -> dict[str, Any]:
-        """Attach ``similarity_cells`` [P] int64 and ``similarity_rows`` [P, gh, gw] float32."""
-        total = self.store.layout.num_points
-        half = total // 2
-        rows = np.concatenate(
-            [
-                np.random.permutation(half)[: self.num_inside],
-                half + np.random.permutation(total - half)[: self.num_uniform],
-            ]
-        )
-        targets = self.store.read(results["img_id"], rows)
+        """Attach ``similarity_cells`` [P] int64 and ``similarity_rows`` [P, gh, gw] float32.
+
+        Raises:
+            ConfigError: the store holds fewer points per image than one step uses.
+        """
+        targets = self.store.read(results["img_id"], self._draw(results["img_id"]))
         grid = self.store.layout.grid_hw
         cells = cells_of_points(targets.points_xy, results["ori_shape"], grid)
         results["similarity_cells"] = cells[:, 0] * grid[1] + cells[:, 1]
         results["similarity_rows"] = targets.similarity
         return results
+
+    def _draw(self, image_id: int) -> NDArray[np.int64]:
+        """Rows of one step; where the ground truth has too few points, uniform ones take their place."""
+        wanted = self.num_inside + self.num_uniform
+        is_inside = self.store.point_kind(image_id) == INSIDE_GROUND_TRUTH
+        inside = np.random.permutation(np.flatnonzero(is_inside))[: self.num_inside]
+        uniform = np.random.permutation(np.flatnonzero(~is_inside))[: wanted - len(inside)]
+        if len(inside) + len(uniform) < wanted:
+            raise ConfigError(
+                "the store holds too few points per image",
+                where=self.store_uri,
+                expected=f"{self.num_inside} inside and {self.num_uniform} uniform points",
+                got=f"{int(is_inside.sum())} inside and {int((~is_inside).sum())} uniform ones of image {image_id}",
+                fix="lower num_inside and num_uniform, or run precompute-sam with more points",
+            )
+        return np.concatenate([inside, uniform])
 
 
 class HideGroundTruth(BaseTransform):

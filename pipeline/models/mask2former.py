@@ -6,12 +6,12 @@ from typing import Any
 
 import pipeline.models.mmcv_ops  # noqa: F401  isort: skip  (must come before mmdet)
 import torch
+from mmcv.ops import point_sample
 from mmdet.models.dense_heads.mask2former_head import Mask2FormerHead
 from mmdet.models.detectors.mask2former import Mask2Former
 from mmdet.models.utils import get_uncertain_point_coords_with_randomness
 from mmdet.structures import DetDataSample
 from mmdet.utils import reduce_mean
-from mmcv.ops import point_sample
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
@@ -47,7 +47,9 @@ class DistilledMask2Former(Mask2Former):
     Eq: S4M/structural-loss. The loss is applied once, not per decoder layer, on labelled images only.
     """
 
-    def __init__(self, *args: Any, structural_weight: float = 1.0, structural_feature: str = "decoder", **kwargs: Any):
+    def __init__(
+        self, *args: Any, structural_weight: float = 1.0, structural_feature: str = "decoder", **kwargs: Any
+    ) -> None:
         """Like Mask2Former.
 
         Args:
@@ -71,16 +73,22 @@ class DistilledMask2Former(Mask2Former):
         source = self.backbone if self.structural_feature == "encoder" else self.panoptic_head.pixel_decoder
         with captured_output(source) as outputs:
             losses = super().loss(batch_inputs, batch_data_samples)
-        if "sam_targets" in batch_data_samples[0]:
+        if any("sam_targets" in sample for sample in batch_data_samples):
             features = outputs[0][-1] if self.structural_feature == "encoder" else outputs[0][0]
-            losses["loss_structural"] = self.structural_weight * _distil(features, batch_data_samples)
+            # Half precision would round positions of large views by up to a pixel, and cosines near 1.
+            with torch.autocast(features.device.type, enabled=False):
+                losses["loss_structural"] = self.structural_weight * _distil(
+                    features, batch_data_samples
+                )  # Eq: S4M/structural-loss
         return losses
 
 
 def _distil(features: Tensor, samples: list[DetDataSample]) -> Tensor:
-    """Structural loss of a batch: features [B, C, h, w]."""
+    """Structural loss of a batch: features [B, C, h, w]; samples without targets do not count."""
     rows, targets, masks = [], [], []
     for feature, sample in zip(features, samples, strict=True):
+        if "sam_targets" not in sample:
+            continue
         wanted = sample.sam_targets.rows
         row, mask = similarity_rows(feature, view_of(sample.metainfo), sample.sam_targets.cells, wanted.shape[1:])
         rows.append(row)

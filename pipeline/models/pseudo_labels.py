@@ -8,9 +8,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pipeline.distill.self_similarity import View
 from pipeline.errors import ConfigError
 from pipeline.masks.warp import warp_maps_to_view, warp_to_canonical, warp_to_view
-from pipeline.models.mask2former import View
 from pipeline.refine.interface import Refined, TeacherMasks
 
 
@@ -26,9 +26,7 @@ class PseudoLabelFilter:
     def __post_init__(self) -> None:
         """Refuse a threshold that is no probability."""
         if not 0 <= self.score_threshold <= 1:
-            raise ConfigError(
-                "not a probability", where="score_threshold", expected="0 to 1", got=self.score_threshold
-            )
+            raise ConfigError("not a probability", where="score_threshold", expected="0 to 1", got=self.score_threshold)
 
 
 @dataclass(frozen=True)
@@ -96,9 +94,14 @@ def to_canonical(queries: TeacherQueries, view: View) -> TeacherMasks:
 
 
 def to_view(refined: Refined, labels: NDArray[np.int64], view: View, *, min_pixels: int) -> ViewLabels:
-    """Bring refined masks into the view; those with fewer than ``min_pixels`` there are dropped."""
+    """Bring refined masks into the view; those with fewer than ``min_pixels`` there are dropped.
+
+    The padding holds no mask, not even where an enlarged visible pixel of the image's edge reaches into it.
+    """
     homography = view.homography.numpy()
     masks = warp_to_view(refined.masks, homography, view_hw=view.canvas_hw)
+    masks[:, view.valid_hw[0] :] = False
+    masks[:, :, view.valid_hw[1] :] = False
     keep = np.flatnonzero(masks.sum(axis=(1, 2)) >= min_pixels)
     weights = [_weight_in_view(refined.weights[k], homography, view) for k in keep]
     return ViewLabels(masks[keep], labels[keep], weights)

@@ -99,7 +99,8 @@ class SemiStudent(SemiBaseDetector):
         labels, log = self.refined_labels(queries, samples, rng)
         mixed = self.mixed_samples(inputs, labels, rng)
         strong = self.strong_inputs(mixed)
-        learned = self.student.loss(strong, [_with_targets(s, m) for s, m in zip(samples, mixed, strict=True)])
+        targets = [_with_targets(s, m, inputs.device) for s, m in zip(samples, mixed, strict=True)]
+        learned = self.student.loss(strong, targets)
         has_labels = float(any(len(m.labels) for m in mixed))
         weight = self.settings.unlabelled_weight * has_labels
         losses |= _prefixed("unsup", {name: value * weight for name, value in learned.items()})
@@ -195,16 +196,20 @@ def _prefixed(prefix: str, losses: Mapping[str, Any]) -> dict[str, Any]:
     return {f"{prefix}/{name}": value for name, value in losses.items()}
 
 
-def _with_targets(sample: DetDataSample, mixed: Sample) -> DetDataSample:
-    """The sample with pseudo-labels as ground truth, in the view's whole canvas."""
+def _with_targets(sample: DetDataSample, mixed: Sample, device: torch.device) -> DetDataSample:
+    """The sample with pseudo-labels as ground truth, in the view's whole canvas.
+
+    The head makes the masks where the labels are, and compares both with outputs on ``device``.
+    """
     height, width = mixed.image.shape[:2]
     instances = InstanceData(
-        labels=torch.from_numpy(mixed.labels), masks=BitmapMasks(mixed.masks.astype(np.uint8), height, width)
+        labels=torch.from_numpy(mixed.labels).to(device),
+        masks=BitmapMasks(mixed.masks.astype(np.uint8), height, width),
     )
     weights = mixed.weight_list()
     if any(weight is not None for weight in weights):
         full = [np.ones((height, width), np.float32) if weight is None else weight for weight in weights]
-        instances.pixel_weights = torch.from_numpy(np.stack(full))
+        instances.pixel_weights = torch.from_numpy(np.stack(full)).to(device)
     target = DetDataSample(metainfo=sample.metainfo)
     target.gt_instances = instances
     return target

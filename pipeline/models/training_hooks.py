@@ -64,17 +64,18 @@ def update_average(teacher: nn.Module, student: nn.Module, *, decay: float) -> N
     """Move a teacher towards a student of the same architecture. Eq: S4M/ema.
 
     Floating-point parameters and buffers are averaged; integer and boolean ones are copied (averaging them is the
-    defect that corrupts Swin's position index in the released SemiRES).
+    defect that corrupts Swin's position index in the released SemiRES). With ``decay`` 0 everything is copied.
     """
     current = student.state_dict()
     floating, sources = [], []
     for name, value in teacher.state_dict().items():
-        if value.is_floating_point():
+        if value.is_floating_point() and decay > 0:
             floating.append(value)
             sources.append(current[name])
         else:
             value.copy_(current[name])
-    torch._foreach_lerp_(floating, sources, 1 - decay)  # Eq: S4M/ema
+    if floating:
+        torch._foreach_lerp_(floating, sources, 1 - decay)  # Eq: S4M/ema
 
 
 class StepSeedHook(Hook):
@@ -118,8 +119,8 @@ class ProgressHook(Hook):
         self._mark = (now, step)
         shown = {n: float(v) for n, v in (outputs or {}).items() if n == "loss" or n.startswith(_SHOWN)}
         text = "  ".join(f"{name} {value:.3g}" for name, value in shown.items())
-        left = round(seconds * (runner.max_iters - step))
-        print(f"step {step}/{runner.max_iters}  {text}  {seconds:.2f} s/step  ETA {left // 60}:{left % 60:02d}", flush=True)
+        minutes, rest = divmod(round(seconds * (runner.max_iters - step)), 60)
+        print(f"step {step}/{runner.max_iters}  {text}  {seconds:.2f} s/step  ETA {minutes}:{rest:02d}", flush=True)
 
 
 def _unwrapped(model: Any) -> Any:
@@ -190,4 +191,3 @@ def detections(sample: Mapping[str, Any], coco: CocoSet) -> list[dict[str, Any]]
         for code, label, score in zip(codes, predicted["labels"].tolist(), predicted["scores"].tolist(), strict=True)
         if rle.area(code) > 0
     ]
-

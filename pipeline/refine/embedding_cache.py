@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import InputError
+from pipeline.refine.interface import check_number
 from pipeline.sam.interface import ImageEmbedding, SamBackend
 
 
@@ -13,7 +14,12 @@ class EmbeddingCache:
     """A least-recently-used cache by image id; call it like the refiner's ``embed``."""
 
     def __init__(self, backend: SamBackend, *, size: int) -> None:
-        """Keep at most ``size`` embeddings (scenes-nano: 1.3 MB each, SAM 2.1 large: 30 MB in fp32)."""
+        """Keep at most ``size`` embeddings (scenes-nano: 1.3 MB each, SAM 2.1 large: 30 MB in fp32).
+
+        Raises:
+            ConfigError: a size below 1.
+        """
+        check_number("cached_embeddings", size, low=1, high=float("inf"), whole=True)
         self._backend, self._size = backend, size
         self._kept: OrderedDict[int, ImageEmbedding] = OrderedDict()
 
