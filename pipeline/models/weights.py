@@ -1,12 +1,14 @@
 """Weights in and out of the networks, never through a pickle that could run code."""
 
+import pickle
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from mmengine.runner.checkpoint import get_torch_safe_globals
+from mmengine.logging import HistoryBuffer
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -44,7 +46,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     try:
         if file.suffix == ".safetensors":
             return {"state_dict": load_file(file)}
-        with torch.serialization.safe_globals(get_torch_safe_globals()):
+        with torch.serialization.safe_globals(_safe_globals()):
             loaded = torch.load(file, map_location="cpu", weights_only=True)
     except (SafetensorError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
         raise CheckpointError("not a checkpoint", where=file, got=_short(error), fix="give another file") from error
@@ -56,7 +58,36 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
             got=_short(error),
             fix="convert it to safetensors where you trust it",
         ) from error
-    return loaded if "state_dict" in loaded else {"state_dict": loaded}
+    checkpoint = loaded if isinstance(loaded, dict) and "state_dict" in loaded else {"state_dict": loaded}
+    state = checkpoint["state_dict"]
+    if not (isinstance(state, Mapping) and state and all(isinstance(value, Tensor) for value in state.values())):
+        raise CheckpointError(
+            "not a checkpoint",
+            where=file,
+            expected="tensors by name",
+            got=type(state).__name__,
+            fix="give another file",
+        )
+    return checkpoint
+
+
+def _safe_globals() -> list[Any]:
+    """What a checkpoint of mmengine needs beside tensors: numpy arrays in the log buffers of its message hub.
+
+    mmengine's own list has ``getattr``, from which a pickle can build a way to any object. Its checkpoints use it for
+    one thing, methods of :class:`HistoryBuffer`, so that is all it does here.
+    """
+    numbers = [type(np.dtype(kind)) for kind in ("float32", "float64", "int32", "int64", "uint32", "bool")]
+    inner = np._core.multiarray  # type: ignore[attr-defined]
+    arrays = [np.ndarray, np.dtype, inner._reconstruct, inner.scalar]
+    return [*arrays, *numbers, HistoryBuffer, (_log_statistic, "builtins.getattr")]
+
+
+def _log_statistic(owner: object, name: object) -> Any:
+    """``HistoryBuffer.<min | max | mean | current>``, and nothing else."""
+    if owner is not HistoryBuffer or name not in ("min", "max", "mean", "current"):
+        raise pickle.UnpicklingError(f"getattr of {owner!r} is not allowed")
+    return getattr(HistoryBuffer, str(name))
 
 
 def read_weights(path: str | Path, *, prefix: str | None = None) -> dict[str, Tensor]:
