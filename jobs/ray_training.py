@@ -1,59 +1,79 @@
 """Training on several workers: Ray Train starts the processes and their group, MMEngine runs inside."""
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from jobs.ray_runner import LOCAL, START, WorkerSettings, connected
 from jobs.training import TrainingRun, train
 from pipeline.errors import EnvironmentProblemError, PipelineError
 
 
-def train_on_ray(run: TrainingRun, *, workers: int, ray_address: str, use_gpu: bool = False) -> None:
-    """Train with ``workers`` processes in data parallel (gloo on CPU, nccl where ``use_gpu``).
+def train_on_ray(run: TrainingRun, *, workers: int, ray_address: str) -> None:
+    """Train with ``workers`` processes in data parallel: a GPU each (nccl), or on CPUs (gloo).
+
+    The config's ``device`` decides: cuda wants a GPU for every worker, auto takes them where there are enough.
 
     Args:
         run: What to train; its directory must be visible to every worker.
         workers: Number of processes.
-        ray_address: ``local`` starts Ray on this machine; else a cluster's address.
-        use_gpu: One GPU per worker.
+        ray_address: ``local`` and ``start`` start Ray on this machine; else a cluster's address.
 
     Raises:
         EnvironmentProblemError: the cluster cannot be reached or has too few CPUs or GPUs.
         PipelineError: what a worker raised.
     """
-    import ray
     from ray.train import RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    try:
-        ray.init(
-            address=None if ray_address == "local" else ray_address,
-            ignore_reinit_error=True,
-            log_to_driver=True,
-            include_dashboard=False,
+    start = START if ray_address == LOCAL else ray_address
+    with connected(start, WorkerSettings(count=workers)):
+        use_gpu = gpu_for_each(_device_of(run), workers)
+        values = {key: str(value) for key, value in vars(run).items() if value is not None}
+        trainer = TorchTrainer(
+            _train_worker,
+            train_loop_config=values | {"device": "cuda" if use_gpu else "cpu"},
+            scaling_config=ScalingConfig(num_workers=workers, use_gpu=use_gpu),
+            torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
+            run_config=RunConfig(storage_path=str(run.work_dir.resolve() / "ray"), name="train"),
         )
-    except (ConnectionError, ValueError, RuntimeError) as error:
+        try:
+            trainer.fit()
+        except Exception as error:
+            raise _cause(error) from error
+
+
+def gpu_for_each(device: str, workers: int) -> bool:
+    """Whether every worker gets a GPU of the connected cluster.
+
+    Raises:
+        EnvironmentProblemError: too few CPUs, or too few GPUs for ``device`` cuda: Ray would wait for ever.
+    """
+    import ray
+
+    resources = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    found = {name: int(resources.get(name, 0)) for name in ("CPU", "GPU")}
+    use_gpu = device != "cpu" and found["GPU"] >= workers
+    if found["CPU"] < workers or (device == "cuda" and not use_gpu):
         raise EnvironmentProblemError(
-            "no Ray cluster", where=ray_address, got=error, fix="start one, or --ray-address local"
-        ) from error
-    values: dict[str, Any] = {k: str(v) if isinstance(v, Path) else v for k, v in asdict(run).items()}
-    trainer = TorchTrainer(
-        _train_worker,
-        train_loop_config=values,
-        scaling_config=ScalingConfig(num_workers=workers, use_gpu=use_gpu, resources_per_worker={"CPU": 1}),
-        torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
-        run_config=RunConfig(storage_path=str(run.work_dir.resolve() / "ray"), name="train"),
-    )
-    try:
-        trainer.fit()
-    except Exception as error:
-        raise _cause(error) from error
+            "the Ray cluster has no room for the workers",
+            where="--workers",
+            expected=f"{workers} CPUs" + (f" and {workers} GPUs" if device == "cuda" else ""),
+            got=f"{found['CPU']} CPUs and {found['GPU']} GPUs",
+            fix="lower --workers, or add nodes",
+        )
+    return use_gpu
+
+
+def _device_of(run: TrainingRun) -> str:
+    from mmengine.config import Config
+
+    return str(Config.fromfile(run.config_path).get("device", "auto"))
 
 
 def _train_worker(values: dict[str, Any]) -> None:
-    resume = values["resume_from"]
+    resume = values.get("resume_from")
     run = TrainingRun(Path(values["config_path"]), Path(values["work_dir"]), Path(resume) if resume else None)
-    train(run, launcher="pytorch")
+    train(run, launcher="pytorch", device=values["device"])
 
 
 def _cause(error: BaseException) -> BaseException:

@@ -11,7 +11,9 @@ import platform
 import re
 import shutil
 import sys
+import uuid
 import warnings
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +21,7 @@ from typing import Any
 
 from jobs.config_files import load_config, write_resolved
 from pipeline.data.coco import write_json
-from pipeline.errors import ConfigError, EnvironmentProblemError, InputError
+from pipeline.errors import CheckpointError, ConfigError, EnvironmentProblemError, InputError
 
 RESOLVED, PROVENANCE, DONE = "resolved_config.py", "provenance.json", "done.json"
 _PLACEHOLDER = re.compile(r"\{(\w+)\}")
@@ -45,8 +47,7 @@ def expand(config: Any) -> None:
         ConfigError: a name that is no top-level setting.
     """
     tree = config._cfg_dict  # raw items: mmengine's own look-up would import every class that is named
-    plain = str | int | float | type(None)
-    settings = {key: value for key, value in dict.items(tree) if isinstance(value, plain)}
+    settings = {k: v for k, v in dict.items(tree) if v is None or isinstance(v, str | int | float)}
 
     def fill(value: Any) -> Any:
         if isinstance(value, str):
@@ -99,9 +100,16 @@ def prepare(
     expand(config)
     folder = work_dir or Path("work_dirs") / f"{config_path.parent.name}_{config_path.stem}"
     config.work_dir = str(folder)
-    if overwrite and folder.exists():
-        shutil.rmtree(folder)
     resolved = folder / RESOLVED
+    if overwrite and folder.exists():
+        if any(folder.iterdir()) and not resolved.exists():
+            raise InputError(
+                "--overwrite deletes run directories only",
+                where=folder,
+                expected=f"an empty folder, or one with {RESOLVED}",
+                fix="choose another --work-dir, or empty it yourself",
+            )
+        remove_run(folder)
     if resolved.exists():
         stored = resolved.read_text()
         pending = folder / f"{RESOLVED}.new.py"
@@ -132,9 +140,13 @@ def prepare(
 
 
 def last_checkpoint(folder: Path) -> Path | None:
-    """The newest checkpoint of a run that is complete on disk."""
-    found = sorted(folder.glob("iter_*.pth"), key=lambda path: int(path.stem.split("_")[1]))
-    return found[-1] if found else None
+    """The newest checkpoint of a run that is complete on disk.
+
+    A run killed while it wrote leaves a file cut short: the archive's directory, at its end, is missing.
+    """
+    steps = {path: path.stem.removeprefix("iter_") for path in folder.glob("iter_*.pth")}
+    found = sorted((path for path in steps if steps[path].isdigit()), key=lambda path: int(steps[path]), reverse=True)
+    return next((path for path in found if zipfile.is_zipfile(path)), None)
 
 
 def is_interrupted(folder: Path) -> bool:
@@ -166,12 +178,13 @@ def quieten() -> None:
     logging.getLogger("mmengine").setLevel(logging.WARNING)
 
 
-def train(run: TrainingRun, *, launcher: str = "none") -> dict[str, Any]:
+def train(run: TrainingRun, *, launcher: str = "none", device: str | None = None) -> dict[str, Any]:
     """Run the training in this process.
 
     Args:
         run: From :func:`prepare`.
         launcher: none, or pytorch inside a process group.
+        device: auto | cpu | cuda instead of the config's.
 
     Returns:
         The last validation's figures.
@@ -180,16 +193,19 @@ def train(run: TrainingRun, *, launcher: str = "none") -> dict[str, Any]:
         PipelineError: see the loaders of data, stores and checkpoints.
     """
     quieten()
-    import pipeline.models.mmcv_ops  # noqa: F401  (before mmdet)
     from mmengine.config import Config
     from mmengine.dist import get_rank
     from mmengine.runner import Runner
 
+    import pipeline.models.mmcv_ops  # noqa: F401  (before mmdet)
     from pipeline.models.weights import read_checkpoint
 
     config = Config.fromfile(run.config_path)
     config.launcher = launcher
-    refuse_missing_device(config)
+    # mmengine keeps hubs and visualizers by name for the life of the process: a second run would log into the first.
+    config.experiment_name = config.visualizer.name = f"{run.work_dir.name}_{uuid.uuid4().hex[:8]}"
+    config.device = device or config.get("device", "auto")
+    use_device(config)
     runner = Runner.from_cfg(config)
     model = _unwrapped(runner.model)
     if run.resume_from is not None:
@@ -226,19 +242,54 @@ def initialise(model: Any, config: Any) -> None:
         weights = read_weights(config.init_checkpoint, prefix="student")
         load_network(learner, weights, where=config.init_checkpoint, may_lack=CLASS_LAYERS)
     if hasattr(model, "teacher"):
-        weights = read_weights(config.teacher_checkpoint, prefix="teacher")
-        load_network(model.teacher, weights, where=config.teacher_checkpoint)
+        start = teacher_start(config.get("teacher_checkpoint"))
+        load_network(model.teacher, read_weights(start, prefix="teacher"), where=start)
+
+
+def teacher_start(setting: str | None) -> str:
+    """The checkpoint that ``teacher_checkpoint`` means: an embedded name, a file, or the newest of a run directory.
+
+    Raises:
+        ConfigError: none is given.
+        CheckpointError: a run directory without a checkpoint.
+    """
+    fix = "train a teacher (s4m-pipeline train-teacher), then set teacher_checkpoint to its run directory"
+    if not setting:
+        raise ConfigError("a student needs a teacher", where="teacher_checkpoint", got=setting, fix=fix)
+    if not Path(setting).is_dir():
+        return setting
+    newest = last_checkpoint(Path(setting))
+    if newest is None:
+        raise CheckpointError("no checkpoint in the teacher's run directory", where=setting, fix=fix)
+    return str(newest)
 
 
 def refuse_missing_device(config: Any) -> None:
-    """EnvironmentProblemError where the config asks for a GPU that is not there."""
+    """Check the config's ``device``: auto (a GPU where there is one) | cpu | cuda.
+
+    Raises:
+        ConfigError: another word.
+        EnvironmentProblemError: cuda, and there is no GPU.
+    """
     import torch
 
     wants = str(config.get("device", "auto"))
-    if wants.startswith("cuda") and not torch.cuda.is_available():
+    if wants not in ("auto", "cpu", "cuda"):
+        raise ConfigError("unknown device", where="device", expected="auto | cpu | cuda", got=wants)
+    if wants == "cuda" and not torch.cuda.is_available():
         raise EnvironmentProblemError(
             "no GPU", where="device", expected=wants, got="torch sees none", fix="set device=cpu or device=auto"
         )
+
+
+def use_device(config: Any) -> None:
+    """Make mmengine train on the config's ``device``; errors as :func:`refuse_missing_device`."""
+    import mmengine.device.utils as mmengine_device
+    import torch
+
+    refuse_missing_device(config)
+    on_gpu = torch.cuda.is_available() and config.get("device", "auto") != "cpu"
+    mmengine_device.DEVICE = "cuda" if on_gpu else "cpu"  # the runner asks get_device(), which has no setter
 
 
 def say(text: str) -> None:
