@@ -1,7 +1,7 @@
 """The options that several commands share, as annotated types; nothing heavy is imported here."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -23,6 +23,10 @@ Config = Annotated[
     Path, typer.Argument(metavar="CONFIG", help="An mmengine configuration in pure Python, for example of configs/.")
 ]
 Checkpoint = Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="The weights to use.")]
+Network = Annotated[
+    Literal["student", "teacher"],
+    typer.Option(help="Which network of a student's checkpoint; of no matter where there is only one."),
+]
 CfgOptions = Annotated[
     list[str],
     typer.Option(
@@ -35,7 +39,7 @@ WorkDir = Annotated[Path | None, typer.Option(help="Where to write; without it t
 Resume = Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Remove what an earlier run wrote, and start again.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done and what it takes; write nothing.")]
-Limit = Annotated[int | None, typer.Option(min=1, help="Only the first N images.")]
+Limit = Annotated[int | None, typer.Option(min=1, help="Only N images, for a trial.")]
 Workers = Annotated[int, typer.Option(min=1, help="Worker processes, through Ray Train; 1 trains in this process.")]
 RayAddress = Annotated[
     str,

@@ -72,7 +72,7 @@ def run(
         resume: Nothing: a store is always gone on with.
         overwrite: Remove what is there of the kinds to be computed.
         dry_run: Print what would be done and write nothing.
-        limit: Only the first so many images (by id).
+        limit: Only so many images, the first labelled and the first unlabelled ones.
         ray_address: See ``jobs/ray_runner.py``.
 
     Raises:
@@ -137,7 +137,10 @@ def load_inputs(settings: PrecomputeSettings, *, limit: int | None = None) -> tu
     else:
         chosen = {image_id for image_id, entries in coco.annotations.items() if entries}
     if limit is not None:
-        coco = subset(coco, sorted(coco.by_id)[:limit])
+        # Of both sorts, or a small trial of a large data set would have no labelled image.
+        labelled, others = sorted(chosen), sorted(set(coco.by_id) - chosen)
+        half = max((limit + 1) // 2, limit - len(others))
+        coco = subset(coco, [*labelled[:half], *others[: limit - len(labelled[:half])]])
     return coco, subset(coco, chosen & set(coco.by_id))
 
 

@@ -11,7 +11,7 @@ for the proposals.
 A smaller trial on a machine without GPU:
 
     s4m-pipeline precompute-sam configs/sam/coco.py --limit 8 --work-dir work_dirs/trial \
-        --cfg-options sam.name=scenes-nano sam.device=cpu sam.precision=fp32
+        --cfg-options sam.name=scenes-nano --cfg-options sam.device=cpu --cfg-options sam.precision=fp32
 """
 
 images = "data/coco/annotations/instances_train2017.json"

@@ -112,9 +112,14 @@ def test_dry_run_says_what_it_takes_and_writes_nothing(settings, capsys):
     assert not Path(settings.store).exists()
 
 
-def test_limit_takes_the_first_images(settings):
-    precompute(settings, make_backend=fake_sam, limit=3)
-    assert ProposalStore.open(settings.store).image_ids() == [10, 11, 12]
+@pytest.mark.parametrize(
+    ("limit", "expected"),
+    [(1, [10]), (3, [10, 11, 15]), (6, [10, 11, 12, 13, 15, 16]), (7, [*range(10, 17)]), (99, [*range(10, 17)])],
+)
+def test_limit_takes_the_first_of_both_sorts(settings, limit, expected):
+    coco, labelled = load_inputs(settings, limit=limit)
+    assert sorted(coco.by_id) == expected
+    assert sorted(labelled.by_id) == [image_id for image_id in expected if image_id < 15]
 
 
 def test_a_split_decides_who_gets_targets(settings, tmp_path):
