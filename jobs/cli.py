@@ -100,40 +100,61 @@ def pseudo_label(
     config_path: opt.Config,
     checkpoint: opt.Checkpoint,
     cfg_options: opt.CfgOptions,
+    network: opt.Network = "teacher",
     work_dir: opt.WorkDir = None,
-    resume: opt.Resume = False,
+    resume: Annotated[bool, typer.Option("--resume", help="The default: a run is always gone on with.")] = False,
     overwrite: opt.Overwrite = False,
     dry_run: opt.DryRun = False,
     limit: opt.Limit = None,
     ray_address: opt.RayAddress = "local",
 ) -> None:
-    """Label images with a trained model and a refiner: COCO results and Parquet, before and after."""
+    """Label images with a trained model and a refiner: COCO results and Parquet, before and after.
+
+    The images are the config's unlabelled ones, or those of --cfg-options pseudo_label.images=PATH (a COCO file or a
+    folder). The refiner is the config's, or that of --cfg-options model.refiner.name=NAME; with another name, the
+    other settings of the config's refiner do not count.
+
+    Run it again after an interruption: only what is missing is labelled. A finished run is left alone.
+    """
     _run("pseudo_label", locals())
 
 
 @_command("evaluate")
 def evaluate(
     config_path: opt.Config,
-    checkpoint: opt.Checkpoint,
+    checkpoint: Annotated[
+        Path, typer.Argument(metavar="CHECKPOINT", help="The weights to use, or a COCO results list (.json).")
+    ],
     cfg_options: opt.CfgOptions,
-    work_dir: opt.WorkDir = None,
+    network: opt.Network = "student",
+    work_dir: Annotated[
+        Path | None, typer.Option(help="Where to write evaluation.json [default: beside the checkpoint].")
+    ] = None,
     overwrite: opt.Overwrite = False,
     limit: opt.Limit = None,
 ) -> None:
-    """COCO mask AP, per class too, and the quality of pseudo-labels."""
+    """COCO mask AP, per class too, and the quality of pseudo-labels.
+
+    Measured on the validation set of the config, or on that of --cfg-options val_annotations=FILE and
+    val_images=FOLDER; val_part=unlabelled takes the unlabelled images of split_file.
+    """
     _run("evaluate", locals())
 
 
 @_command("split")
 def split(
     annotations: Annotated[Path, typer.Argument(metavar="ANNOTATIONS", help="A COCO file with all images.")],
-    out: Annotated[Path, typer.Option(help="The split file to write; one that is there is never redrawn.")],
+    out: Annotated[Path, typer.Option(help="Folder to write into; a split that is there is never redrawn.")],
     percent: Annotated[float | None, typer.Option(help="Share of the images that are labelled.")] = None,
     seed: Annotated[int, typer.Option(help="Which draw; of one seed, a larger percent holds the smaller.")] = 0,
     names: Annotated[Path | None, typer.Option(help="Instead of a draw: a list, one image name a line.")] = None,
     image_root: Annotated[Path | None, typer.Option(help="Folder of the images [default: beside the file].")] = None,
 ) -> None:
-    """Divide a data set into labelled and unlabelled images, once and for all."""
+    """Divide a data set into labelled and unlabelled images, once and for all.
+
+    Writes split.json, which configs name as split_file, and the two parts as COCO files: labelled.json, and
+    unlabelled.json without annotations.
+    """
     if (percent is None) == (names is None):
         raise typer.BadParameter("give exactly one of --percent and --names")
     _run("split", locals())

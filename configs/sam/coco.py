@@ -5,7 +5,7 @@ Claim: what S4M and SemiRES read from SAM, computed once instead of in every tra
 for the proposals.
 
     s4m-pipeline split data/coco/annotations/instances_train2017.json --image-root data/coco/train2017 \
-        --percent 10 --out data/coco/split_10.json
+        --percent 10 --out data/coco/split_10
     s4m-pipeline precompute-sam configs/sam/coco.py --ray-address auto --cfg-options workers.gpus=1
 
 A smaller trial on a machine without GPU:
@@ -16,7 +16,7 @@ A smaller trial on a machine without GPU:
 
 images = "data/coco/annotations/instances_train2017.json"
 image_root = "data/coco/train2017"
-split = "data/coco/split_10.json"
+split = "data/coco/split_10/split.json"
 store = "data/coco/sam_store"
 
 sam = dict(name="sam2.1_hiera_large", device="cuda", precision="bf16")

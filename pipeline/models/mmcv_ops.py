@@ -5,7 +5,9 @@ needs one of them, multi-scale deformable attention, and mmcv has that one in Py
 module before anything of mmdet; it does nothing where the real extension exists (the Docker image).
 """
 
+import contextlib
 import importlib.machinery
+import io
 import sys
 import types
 from typing import Any
@@ -59,4 +61,11 @@ def _use_pytorch_deformable_attention() -> None:
     module.MultiScaleDeformableAttnFunction = PyTorchFunction
 
 
+def _import_data_sets() -> None:
+    """Here once and silently: mmdet prints two lines about a plug-in that nobody asked for."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        import mmdet.datasets  # noqa: F401
+
+
 USES_STAND_IN = register_stand_in()
+_import_data_sets()
