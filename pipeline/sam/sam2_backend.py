@@ -79,7 +79,7 @@ class Sam2Backend:
             raise InputError(
                 "SAM takes RGB images", where="embed", expected="uint8 [H, W, 3]", got=f"{image.dtype} {image.shape}"
             )
-        pixels = torch.from_numpy(np.ascontiguousarray(image)).to(self.device).permute(2, 0, 1).float() / 255
+        pixels = torch.from_numpy(np.array(image)).to(self.device).permute(2, 0, 1).float() / 255
         pixels = vision.resize(pixels, list(self.input_hw), antialias=True)
         normalised: Tensor = vision.normalize(pixels, list(PIXEL_MEAN), list(PIXEL_STD))
         return normalised
