@@ -148,7 +148,8 @@ class WeightedMask2FormerHead(Mask2FormerHead):
                 found[:, None], None, self.num_points, self.oversample_ratio, self.importance_sample_ratio
             )
             target = point_sample(wanted[:, None].float(), points)[:, 0]
-            weight = point_sample(weights[:, None].float(), points)[:, 0]
+            # Without "border" the outermost half pixel would fade to weight 0.
+            weight = point_sample(weights[:, None].float(), points, padding_mode="border")[:, 0]
         logits = point_sample(found[:, None], points)[:, 0]  # [K, num_points]
         loss_dice = self.loss_dice(logits, target, avg_factor=count)
         loss_mask = self.loss_mask(  # Eq: SemiRES/pwa
