@@ -135,7 +135,9 @@ class WeightedMask2FormerHead(Mask2FormerHead):
         found = torch.cat([pred[query] for pred, (query, _) in zip(mask_preds, matches, strict=True)])
         wanted = torch.cat([g.masks[truth] for g, (_, truth) in zip(batch_gt_instances, matches, strict=True)])
         weights = torch.cat([_weights(g)[truth] for g, (_, truth) in zip(batch_gt_instances, matches, strict=True)])
-        count = max(float(reduce_mean(cls_scores.new_tensor([len(found)]))), 1.0)
+        # As mmdet counts: an image without instances counts as one. Weighted and plain steps keep one scale.
+        counted = sum(target[6].avg_factor for target in targets)
+        count = max(float(reduce_mean(cls_scores.new_tensor([counted]))), 1.0)
         loss_mask, loss_dice = self._mask_losses(found, wanted, weights, count)
         return loss_cls, loss_mask, loss_dice
 
