@@ -1,0 +1,292 @@
+"""``pseudo-label``: a network and a refiner over images without labels, shard by shard.
+
+The run directory is a store of the kind ``pseudo_labels`` (manifest, records, ``pseudo_labels/*.parquet``); when all
+shards are there, ``results.json`` (COCO, refined masks) and then ``summary.json`` are made from them.
+"""
+
+import copy
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config
+
+from data_schemas.manifest import SCHEMA_VERSIONS, ImageKey, StoreIdentity, digest
+from jobs.config_files import write_resolved
+from jobs.label_settings import KEYS, LabelSettings, Source, find_source, load_label_settings, refiner_of
+from jobs.label_summary import RESULTS, SUMMARY, print_summary, write_outputs
+from jobs.labelling import Labeller, PseudoLabelStage
+from jobs.networks import (
+    Which,
+    class_names,
+    file_sha256,
+    filter_of,
+    load_network,
+    num_classes,
+    open_config,
+    transforms_digest,
+)
+from jobs.progress import Progress
+from jobs.ray_runner import LOCAL, run_sharded
+from jobs.stages import ShardJob, ShardReport
+from jobs.training import provenance, refuse_missing_device
+from pipeline.data.coco import check_image_files, make_coco
+from pipeline.errors import InputError, TooManyQuarantinedError
+from pipeline.refine.build import build_refiner
+from pipeline.sam.sam2_backend import build_backend
+from pipeline.stores.files import open_files
+from pipeline.stores.proposal_store import ProposalStore
+from pipeline.stores.shards import read_manifest
+from pipeline.stores.writer import StoreCounts, StoreWriter, preview, remove_part
+
+RESOLVED_CONFIG = "pseudo_label.py"
+KIND = "pseudo_labels"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to be labelled, by what, and where to."""
+
+    folder: Path
+    settings: LabelSettings
+    source: Source
+    labeller: Labeller
+    identity: StoreIdentity
+    images: tuple[ImageKey, ...]
+
+
+def run(
+    config_path: Path,
+    checkpoint: Path,
+    *,
+    cfg_options: Sequence[str] = (),
+    network: Which = "teacher",
+    work_dir: Path | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    dry_run: bool = False,
+    limit: int | None = None,
+    ray_address: str = LOCAL,
+) -> None:
+    """Do the command; see ``s4m-pipeline pseudo-label --help``.
+
+    Args:
+        config_path: Config of a teacher or student. Its unlabelled images are labelled and its refiner is used,
+            unless overridden: ``pseudo_label.*`` (see ``LabelSettings``), ``model.refiner.*``.
+        checkpoint: Weights of either.
+        cfg_options: Overrides, ``key=value``.
+        network: Network of a student's checkpoint.
+        work_dir: The run directory; ``work_dirs/pseudo_labels_<folder>_<name>`` by default.
+        resume: Nothing: a run is always gone on with.
+        overwrite: Remove an earlier run's files first.
+        dry_run: Print what would be done and write nothing.
+        limit: Only the first so many images (by id).
+        ray_address: See ``jobs/ray_runner.py``.
+
+    Raises:
+        PipelineError: Of whatever kind the input, the run directory or the machine gives reason to.
+    """
+    config = open_config(config_path, cfg_options, also_known=KEYS)
+    folder = work_dir or Path("work_dirs") / f"pseudo_labels_{config_path.parent.name}_{config_path.stem}"
+    refiner = refiner_of(config, config_path, cfg_options)
+    is_local = ray_address == LOCAL
+    plan = make_plan(config, checkpoint, network, folder, refiner=refiner, limit=limit, is_local=is_local)
+    if dry_run:
+        _print_dry_run(plan, overwrite=overwrite)
+        return
+    if overwrite:
+        remove_part(folder, KIND)
+        for name in (SUMMARY, RESULTS):
+            (folder / name).unlink(missing_ok=True)
+    counts = label_images(plan, config, ray_address=ray_address)
+    _refuse_many_broken(counts, plan)
+
+
+def make_plan(
+    config: Config,
+    checkpoint: Path,
+    network: Which,
+    folder: Path,
+    *,
+    refiner: Mapping[str, Any],
+    limit: int | None = None,
+    is_local: bool = True,
+) -> Plan:
+    """Check everything that can be checked before the work.
+
+    Args:
+        config: From ``open_config``.
+        checkpoint: Weights.
+        network: Which one of a student's checkpoint.
+        folder: The run directory.
+        refiner: Arguments of ``make_refiner``.
+        limit: Only the first so many images (by id).
+        is_local: This process does the work; otherwise it needs no GPU.
+
+    Raises:
+        InputError: A wrong checkpoint, config, data set or library.
+        EnvironmentProblemError: No GPU where one is asked for.
+    """
+    settings = load_label_settings(config)
+    if is_local:
+        refuse_missing_device(config)
+    # A wrong checkpoint is told here, in one message, and it knows the classes.
+    on_cpu = copy.deepcopy(config)
+    on_cpu.device = "cpu"
+    model = load_network(on_cpu, checkpoint, which=network)
+    names = class_names(model)
+    source = find_source(config, settings, names=names, num_classes=num_classes(model), limit=limit)
+    images = tuple(ImageKey(i.image_id, i.file_name, i.height, i.width) for i in source.coco.images)
+    labeller = Labeller(
+        config_text=config.pretty_text,
+        checkpoint=str(checkpoint.absolute() if checkpoint.exists() else checkpoint),
+        network=network,
+        category_ids=tuple(category.category_id for category in source.categories),
+        filter=filter_of(config),
+        refiner=refiner,
+        seed=settings.seed,
+        retries=settings.retries,
+    )
+    identity = _identity(labeller, source, images, transforms=transforms_digest(config))
+    return Plan(folder, settings, source, labeller, identity, images)
+
+
+def _identity(labeller: Labeller, source: Source, images: Sequence[ImageKey], *, transforms: str) -> StoreIdentity:
+    """All that decides the labels: a run directory takes no others."""
+    sam_name, sam_sha256, refiner = _guide(labeller.refiner, images)
+    return StoreIdentity(
+        kind="pseudo_labels",
+        schema_version=SCHEMA_VERSIONS[KIND],
+        # Annotations only measure: correcting one must not make the labels useless.
+        dataset_fingerprint=make_coco(source.coco.image_root, source.coco.images, (), ()).fingerprint,
+        sam_name=sam_name,
+        sam_sha256=sam_sha256,
+        settings={
+            "checkpoint_sha256": file_sha256(labeller.checkpoint),
+            "network": labeller.network,
+            "category_ids": list(labeller.category_ids),
+            "filter": asdict(labeller.filter),
+            "refiner": refiner,
+            "transforms": transforms,
+            "seed": labeller.seed,
+        },
+    )
+
+
+def _guide(refiner: Mapping[str, Any], images: Sequence[ImageKey]) -> tuple[str, str, dict[str, Any]]:
+    """Name and digest of the SAM behind a refiner, and the settings that decide what it does.
+
+    The refiner is built here for its complaints, before anything is written; workers build their own.
+    """
+    name, store, sam = (refiner.get(key) for key in ("name", "store", "sam"))
+    own = {k: v for k, v in refiner.items() if k not in ("sam", "sam_config", "store", "device", "cached_embeddings")}
+    if name == "points" and sam is not None:
+        backend = build_backend(sam, device="cpu", config=refiner.get("sam_config"))
+        build_refiner(**own, sam=backend)
+        return Path(backend.name).name, backend.sha256, own
+    if name not in ("points", "none") and store is not None:
+        library = ProposalStore.open(store)
+        build_refiner(**own, proposals=library)
+        _refuse_other_library(str(store), images)
+        identity = library.identity
+        return identity.sam_name, identity.sam_sha256, own | {"library": digest(identity.to_json())[:16]}
+    build_refiner(**own)
+    return "none", "", own
+
+
+def _refuse_other_library(store: str, images: Sequence[ImageKey]) -> None:
+    """A library of other images may well have the same ids."""
+    manifest = read_manifest(open_files(store))
+    stored = {image.image_id: image for image in manifest.parts["proposals"].images} if manifest else {}
+    other = [image for image in images if stored.get(image.image_id) != image]
+    if other:
+        raise InputError(
+            "the proposal library is not of these images",
+            where=store,
+            expected=f"image {other[0].image_id}: {other[0].file_name}, {other[0].height} x {other[0].width}",
+            got=f"{stored.get(other[0].image_id, 'no such image')}; {len(other)} of {len(images)} images differ",
+            fix="run precompute-sam on these images, and name its store with --cfg-options model.refiner.store=FOLDER",
+        )
+
+
+def label_images(plan: Plan, config: Config, *, ray_address: str = LOCAL) -> StoreCounts:
+    """Label what is not labelled yet, then write results and summary; a finished run is left as it is.
+
+    Raises:
+        PipelineError: As :func:`run`.
+    """
+    started, folder, settings = time.monotonic(), plan.folder, plan.settings
+    if _preview(plan).tasks:
+        # Before anything is written: a wrong image folder is found in seconds and leaves no run of failures.
+        check_image_files(plan.source.coco, max_broken_share=settings.max_broken_share)
+    with StoreWriter.create_or_open(
+        folder, plan.identity, plan.images, images_per_shard=settings.images_per_shard
+    ) as writer:
+        work = writer.missing(retry_quarantined=settings.retry_quarantined)
+        print(f"{KIND}: {work.summary()} shards of up to {settings.images_per_shard} images", flush=True)
+        finished = not work.tasks and (folder / SUMMARY).exists() and (folder / RESULTS).exists()
+        if not finished:
+            (folder / SUMMARY).unlink(missing_ok=True)  # it says "finished"
+            write_resolved(config, folder / RESOLVED_CONFIG)
+            root = str(plan.source.coco.image_root.absolute())
+            _run([ShardJob(task, root) for task in work.tasks], plan, ray_address)
+            about = {"identity": plan.identity.to_json(), "provenance": provenance()}
+            write_outputs(folder, plan.source, writer, about=about, started=started)
+        counts = writer.counts()
+    print_summary(folder, already=finished)
+    return counts
+
+
+def _run(jobs: Sequence[ShardJob], plan: Plan, ray_address: str) -> None:
+    started: set[int] = set()
+    total = sum(len(job.task.plan.images) for job in jobs)
+    if not jobs:
+        return
+    with Progress(KIND, total) as progress:
+
+        def tell(image_id: int | None) -> None:
+            # An image counts when the next one starts; the last of a shard with the shard.
+            if started:
+                progress.advance()
+            started.clear()
+            started.update([] if image_id is None else [image_id])
+
+        bad, make_stage = 0, partial(PseudoLabelStage, plan.labeller)
+        workers, retries = plan.settings.workers, plan.settings.retries
+        for report in run_sharded(make_stage, jobs, address=ray_address, workers=workers, retries=retries, tell=tell):
+            assert isinstance(report, ShardReport)
+            bad += sum(outcome.status == "quarantined" for outcome in report.outcomes)
+            note = f"{bad} set aside" if bad else ""
+            progress.advance(0 if ray_address == LOCAL else len(report.outcomes), note=note)
+
+
+def _preview(plan: Plan) -> Any:
+    return preview(plan.folder, plan.identity, plan.images, images_per_shard=plan.settings.images_per_shard)
+
+
+def _print_dry_run(plan: Plan, *, overwrite: bool) -> None:
+    size = plan.settings.images_per_shard
+    if overwrite:
+        shards, images, summary = -(-len(plan.images) // size), len(plan.images), "all anew"
+    else:
+        work = _preview(plan)
+        shards, summary = len(work.tasks), work.summary()
+        images = sum(len(task.plan.images) for task in work.tasks)
+    print(f"{KIND}: {shards} shards to label ({summary}), {images} images, refiner {plan.labeller.refiner['name']}")
+    print(f"run directory: {plan.folder}")
+    print("dry run: nothing was written")
+
+
+def _refuse_many_broken(counts: StoreCounts, plan: Plan) -> None:
+    allowed = plan.settings.max_broken_share
+    if counts.images_quarantined > allowed * counts.images_planned:
+        raise TooManyQuarantinedError(
+            f"{counts.images_quarantined} of {counts.images_planned} images were set aside",
+            where=plan.folder,
+            expected=f"at most {100 * allowed:g} % (pseudo_label.max_broken_share)",
+            got="; ".join(f"{number} x {reason}" for reason, number in counts.quarantined_by_reason.items()),
+            fix="mend the images and run again with --cfg-options pseudo_label.retry_quarantined=True, or allow more",
+        )
