@@ -1,0 +1,336 @@
+"""A student's step: what it learns from, what it does not, and that every part that is asked for takes part."""
+
+import pipeline.models.mmcv_ops  # noqa: F401  isort: skip  (before mmdet)
+import numpy as np
+import pytest
+import torch
+from mmdet.models.task_modules.samplers.mask_pseudo_sampler import MaskPseudoSampler  # noqa: F401
+from mmengine.optim import OptimWrapper
+from mmengine.registry import init_default_scope
+from mmengine.structures import InstanceData
+from PIL import Image
+from toy_models import MEAN, NUM_CLASSES, STD, blocks, build_detector, detector_config, preprocessor_config, sample_of
+
+from data_schemas.proposals import Proposal
+from pipeline.data.arp import Sample
+from pipeline.errors import ConfigError
+from pipeline.masks.rle import encode
+from pipeline.models import semi_student
+from pipeline.models.pseudo_labels import TeacherQueries
+from pipeline.models.semi_student import SemiStudent, _with_targets, make_refiner
+from pipeline.refine.build import build_refiner
+from pipeline.refine.interface import Refined
+from tests.fakes import FakeSam
+
+SIZE = 64
+EVERYTHING = {"score_threshold": 0.0, "min_soft_area": 0.0}
+NOTHING = {"score_threshold": 1.0}
+
+
+def build_student(*, refiner=None, pseudo_labels=EVERYTHING, arp=None, seed=0, **settings) -> SemiStudent:
+    init_default_scope("mmdet")
+    torch.manual_seed(seed)
+    model = SemiStudent(
+        detector=detector_config(),
+        data_preprocessor=preprocessor_config(branches=True),
+        refiner=refiner or {"name": "none"},
+        pseudo_labels=pseudo_labels,
+        arp=arp,
+        settings=settings,
+    )
+    start = build_detector(seed=seed).state_dict()
+    # The class layer leans to objects: random weights alone call everything no-object or nothing.
+    start["panoptic_head.cls_embed.bias"] = torch.tensor([0.0] * NUM_CLASSES + [-4.0])
+    model.student.load_state_dict(start)
+    model.teacher.load_state_dict(start)
+    return model.train()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    root = tmp_path_factory.mktemp("images")
+    rng = np.random.default_rng(0)
+    for number in (1, 2, 3, 4):
+        image = np.zeros((SIZE, SIZE, 3), np.uint8)
+        for top in range(0, SIZE, 16):
+            image[top : top + 16, ::2] = rng.integers(0, 255, 3)
+            image[top : top + 16, 1::2] = image[top, 0]
+        Image.fromarray(image).save(root / f"{number}.png")
+    return root
+
+
+def batch(folder, *, hidden=False, truth=None):
+    """Two labelled and two unlabelled images, as the collate function gives them."""
+    inputs, samples = [], []
+    for number in (1, 2, 3, 4):
+        image = torch.from_numpy(np.asarray(Image.open(folder / f"{number}.png")).copy()).permute(2, 0, 1)
+        sample = sample_of(blocks(2 if number < 3 else 0, (SIZE, SIZE), seed=number), [0, 2][: 2 * (number < 3)])
+        sample.set_metainfo({"img_id": number, "img_path": str(folder / f"{number}.png")})
+        if number >= 3:
+            del sample.gt_instances
+            sample.gt_instances = InstanceData()
+            if hidden:
+                masks = torch.from_numpy(blocks(2, (SIZE, SIZE), seed=9) > 0) if truth is None else truth
+                sample.hidden_truth = InstanceData(labels=torch.tensor([0, 1])[: len(masks)], masks=masks)
+        inputs.append(image)
+        samples.append(sample)
+    return {
+        "inputs": {"sup": inputs[:2], "unsup": inputs[2:]},
+        "data_samples": {"sup": samples[:2], "unsup": samples[2:]},
+    }
+
+
+def losses_of(model, data, *, seed=0):
+    torch.manual_seed(seed)
+    prepared = model.data_preprocessor(data, True)
+    return model.loss(prepared["inputs"], prepared["data_samples"])
+
+
+def total(losses, prefix=""):
+    return sum(v.sum() for n, v in losses.items() if "loss" in n and n.startswith(prefix))
+
+
+def gradients(model, loss):
+    model.zero_grad()
+    loss.backward()
+    return {n: p.grad.clone() for n, p in model.student.named_parameters() if p.grad is not None}
+
+
+class Library:
+    """Proposals: the image and its halves."""
+
+    def read(self, image_id):
+        left = np.zeros((SIZE, SIZE), bool)
+        left[:, :32] = True
+        return [
+            Proposal(encode(m)["counts"], SIZE, SIZE, int(m.sum()), (0.0, 0.0, 1.0, 1.0), 0.9, 0.9, (1.0, 1.0))
+            for m in (left, ~left, left | True)
+        ]
+
+
+@pytest.fixture
+def with_fakes(monkeypatch):
+    """SAM and the proposal store without files."""
+    sam = FakeSam()
+    monkeypatch.setattr(semi_student, "build_backend", lambda *args, **kwargs: sam)
+    monkeypatch.setattr(semi_student.ProposalStore, "open", lambda uri: Library())
+    return sam
+
+
+REFINERS = {
+    "none": {"name": "none"},
+    "points": {"name": "points", "sam": "fake"},
+    "cpi_u": {"name": "cpi_u", "store": "somewhere"},
+    "iom": {"name": "iom", "store": "somewhere"},
+}
+
+
+@pytest.mark.parametrize("name", REFINERS)
+def test_a_step_moves_the_student_and_not_the_teacher(folder, with_fakes, name):
+    model = build_student(refiner=REFINERS[name], arp={"mode": "static"})
+    before = {n: v.clone() for n, v in model.state_dict().items()}
+    wrapper = OptimWrapper(torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1))
+    torch.manual_seed(0)
+    logged = model.train_step(batch(folder), wrapper)
+    assert float(logged["pseudo/per_image"]) > 0
+    assert np.isfinite(float(logged["loss"]))
+    outcomes = {n: float(logged[f"refiner/{n}"]) for n in ("matched", "kept", "empty")}
+    assert sum(outcomes.values()) > 0
+    assert (outcomes["matched"] == 0) == (name == "none")
+    moved = {n for n, v in model.state_dict().items() if not torch.equal(v, before[n])}
+    assert moved
+    assert all(n.startswith("student.") for n in moved)
+    assert not model.teacher.training
+    assert not any(m.training for m in model.teacher.modules())
+    assert model.student.training
+    assert all(not p.requires_grad and p.grad is None for p in model.teacher.parameters())
+
+
+def test_sam_encodes_every_unlabelled_image_once_and_no_labelled_one(folder, with_fakes):
+    model = build_student(refiner=REFINERS["points"])
+    for _ in range(3):
+        losses_of(model, batch(folder))
+    assert len(with_fakes.embedded) == 2
+
+
+def test_without_pseudo_labels_only_the_labels_teach(folder):
+    model = build_student(pseudo_labels=NOTHING)
+    losses = losses_of(model, batch(folder))
+    assert float(losses["pseudo/per_image"]) == 0
+    assert float(total(losses, "unsup")) == 0
+    both = gradients(model, total(losses))
+    torch.manual_seed(0)
+    prepared = model.data_preprocessor(batch(folder), True)
+    alone = model.student.loss(prepared["inputs"]["sup"], prepared["data_samples"]["sup"])
+    expected = gradients(model, total(alone))
+    assert both.keys() == expected.keys()
+    for name in expected:
+        torch.testing.assert_close(both[name], expected[name], rtol=1e-5, atol=1e-8)
+
+
+def test_the_pseudo_label_loss_carries_its_weight(folder):
+    plain, heavy = (losses_of(build_student(unlabelled_weight=w), batch(folder)) for w in (1.0, 3.0))
+    assert float(total(plain, "unsup")) > 0
+    torch.testing.assert_close(total(heavy, "unsup"), 3 * total(plain, "unsup"))
+    torch.testing.assert_close(total(heavy, "sup"), total(plain, "sup"))
+
+
+def test_both_parts_have_all_layers_losses(folder):
+    losses = losses_of(build_student(), batch(folder))
+    names = {f"{layer}loss_{kind}" for layer in ("", "d0.", "d1.") for kind in ("cls", "mask", "dice")}
+    assert {n for n in losses if "loss" in n} == {f"{part}/{n}" for part in ("sup", "unsup") for n in names}
+
+
+def test_pixel_weights_reach_the_loss(folder):
+    plain, weighted = (
+        losses_of(build_student(refiner={"name": "none", "pixel_weights": scope}), batch(folder))
+        for scope in ("off", "all")
+    )
+    for name, value in plain.items():
+        same = torch.equal(value.sum(), weighted[name].sum())
+        assert same == (not name.startswith("unsup/") or "loss_mask" not in name), name
+    assert float(weighted["unsup/loss_mask"].sum()) < float(plain["unsup/loss_mask"].sum())  # PWA weights are below 1
+
+
+def test_pasting_changes_what_is_learnt_and_only_from_the_unlabelled(folder):
+    off, on = (losses_of(build_student(arp=arp), batch(folder)) for arp in (None, {"mode": "static"}))
+    torch.testing.assert_close(total(on, "sup"), total(off, "sup"))
+    assert float(total(on, "unsup")) != float(total(off, "unsup"))
+    assert float(on["pseudo/per_image"]) == float(off["pseudo/per_image"])
+
+
+def test_hidden_ground_truth_is_measured_and_not_learnt(folder):
+    model = build_student(arp={"mode": "static"})
+    without = losses_of(model, batch(folder))
+    with_truth = losses_of(model, batch(folder, hidden=True))
+    other = losses_of(model, batch(folder, hidden=True, truth=torch.ones(1, SIZE, SIZE, dtype=torch.bool)))
+    for name, value in without.items():
+        assert torch.equal(value, with_truth[name]), name
+        assert torch.equal(value, other[name]), name
+    assert set(with_truth) - set(without) <= {f"quality/{a}_{b}" for a in ("teacher", "refined") for b in ("sq", "ca")}
+
+
+def test_quality_is_one_where_the_hidden_truth_is_what_the_teacher_says(folder):
+    model = build_student()
+    prepared = model.data_preprocessor(batch(folder), True)
+    inputs, samples = prepared["inputs"]["unsup"], prepared["data_samples"]["unsup"]
+    labels, _ = model.refined_labels(model.teacher_queries(inputs, samples), samples, np.random.default_rng(0))
+    for label, sample in zip(labels, samples, strict=True):
+        largest = int(label.masks.sum((1, 2)).argmax())
+        sample.hidden_truth = InstanceData(
+            labels=torch.from_numpy(label.labels[[largest]]), masks=torch.from_numpy(label.masks[[largest]])
+        )
+    _, log = model.refined_labels(model.teacher_queries(inputs, samples), samples, np.random.default_rng(0))
+    assert log["quality/refined_sq"] == log["quality/teacher_sq"] == 1.0
+    assert log["quality/refined_ca"] > 0
+
+
+def test_a_step_is_a_function_of_its_key(folder, with_fakes):
+    model = build_student(refiner=REFINERS["points"], arp={"mode": "moved"})
+    model.step_key = (3, 0)
+    first, again = (float(total(losses_of(model, batch(folder)))) for _ in range(2))
+    model.step_key = (4, 0)
+    assert first == again
+    assert float(total(losses_of(model, batch(folder)))) != first
+
+
+def test_the_student_sees_the_pasted_pixels_and_the_teacher_the_weak_view(folder, monkeypatch):
+    model = build_student()
+    images, seen = batch(folder)["inputs"]["unsup"], {}
+    monkeypatch.setattr(semi_student, "strong_view", lambda image: seen.setdefault(len(seen), image))
+    teacher = model.teacher.extract_feat
+    monkeypatch.setattr(model.teacher, "extract_feat", lambda inputs: seen.update(weak=inputs) or teacher(inputs))
+    losses_of(model, batch(folder))
+    mean, std = (torch.tensor(v)[:, None, None] for v in (MEAN, STD))
+    for image, weak, strong in zip(images, seen["weak"], [v for n, v in seen.items() if n != "weak"], strict=True):
+        torch.testing.assert_close(weak, (image.float() - mean) / std)
+        assert torch.equal(strong, image)  # the way through normalised pixels and back loses nothing
+
+
+def test_checkpoints_hold_both_networks_and_nothing_else(with_fakes):
+    model = build_student(refiner=REFINERS["points"])
+    names = list(build_detector().state_dict())
+    assert sorted(model.state_dict()) == sorted(f"{p}.{n}" for p in ("student", "teacher") for n in names)
+
+
+def test_prediction_is_the_students(folder):
+    model = build_student().eval()
+    with torch.no_grad():
+        for parameter in model.teacher.parameters():
+            parameter.fill_(float("nan"))
+    image = batch(folder)["inputs"]["unsup"][0]
+    sample = sample_of(blocks(0, (SIZE, SIZE)), [])
+    result = model.test_step({"inputs": [image], "data_samples": [sample]})
+    assert torch.isfinite(result[0].pred_instances.scores).all()
+
+
+def test_targets_are_made_on_the_device_of_the_inputs():
+    """On a GPU the head makes its masks where the labels are; meta stands in for one here."""
+    mixed = Sample(
+        np.zeros((8, 8, 3), np.uint8), np.ones((1, 8, 8), bool), np.zeros(1, np.int64), (np.ones((8, 8), np.float32),)
+    )
+    target = _with_targets(sample_of(blocks(0, (8, 8)), []), mixed, torch.device("meta"))
+    assert target.gt_instances.labels.device.type == "meta"
+    assert target.gt_instances.pixel_weights.device.type == "meta"
+
+
+def test_instances_without_weights_weigh_one_beside_those_with():
+    masks, weight = np.ones((2, 8, 8), bool), np.full((8, 8), 0.25, np.float32)
+    mixed = Sample(np.zeros((8, 8, 3), np.uint8), masks, np.array([1, 2]), (None, weight))
+    instances = _with_targets(sample_of(blocks(0, (8, 8)), []), mixed, torch.device("cpu")).gt_instances
+    assert (instances.pixel_weights[0] == 1).all()
+    assert (instances.pixel_weights[1] == 0.25).all()
+    bare = Sample(mixed.image, masks, mixed.labels, (None, None))
+    assert (
+        "pixel_weights" not in _with_targets(sample_of(blocks(0, (8, 8)), []), bare, torch.device("cpu")).gt_instances
+    )
+
+
+class Spy:
+    """Records what it is given and answers with the masks of the teacher."""
+
+    def __init__(self):
+        self.given = []
+
+    def refine(self, image_id, image, masks, rng):
+        self.given.append((image_id, image, masks))
+        return Refined(masks.masks, [None] * len(masks), ["kept"] * len(masks))
+
+
+def test_the_refiner_works_in_the_canonical_frame_of_each_image(folder):
+    """The unlabelled view shows the right half, enlarged twice and flipped: the refiner sees the original."""
+    model = build_student()
+    model.refiner = Spy()
+    prepared = model.data_preprocessor(batch(folder), True)
+    inputs, samples = prepared["inputs"]["unsup"], prepared["data_samples"]["unsup"]
+    matrix = np.array([[-2, 0, 128], [0, 2, 0], [0, 0, 1]], np.float32)
+    samples[0].set_metainfo({"homography_matrix": matrix})
+    logits = torch.full((1, 16, 16), -9.0)
+    logits[0, 4:8, 0:8] = 9.0  # view rows 16-32, columns 0-32
+    query = TeacherQueries(logits, torch.tensor([2]), torch.tensor([0.9]))
+    labels, _ = model.refined_labels([query, query], samples, np.random.default_rng(0))
+    (first_id, _, first), (second_id, _, second) = model.refiner.given
+    assert (first_id, second_id) == (3, 4)
+    rows, columns = np.nonzero(first.masks[0])
+    assert (rows.min(), rows.max(), columns.min(), columns.max()) == (8, 15, 48, 63)
+    assert first.visible.sum() == 32 * 32
+    assert second.visible.all()
+    for label in labels:
+        rows, columns = np.nonzero(label.masks[0])
+        assert (rows.min(), rows.max(), columns.min(), columns.max()) == (16, 31, 0, 31)
+    assert inputs.shape[-2:] == (64, 64)
+
+
+def test_refiners_are_built_with_what_they_need(with_fakes):
+    refiner, cache = make_refiner("points", sam="fake", cached_embeddings=3, num_points=5)
+    assert refiner.settings.num_points == 5
+    assert cache is refiner.embed
+    refiner, cache = make_refiner("cpi_u", store="somewhere", under_threshold=0.6)
+    assert type(refiner) is type(build_refiner("cpi_u", proposals=Library()))
+    assert cache is None
+    with pytest.raises(ConfigError, match="needs a SAM"):
+        make_refiner("points")
+    with pytest.raises(ConfigError, match="needs proposals"):
+        make_refiner("iom")
+    with pytest.raises(ConfigError, match="setting of refiner"):
+        make_refiner("none", num_points=3)
