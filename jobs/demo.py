@@ -12,14 +12,17 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from jobs import precompute_sam, training
+from jobs import precompute_sam, pseudo_label, training
+from jobs.demo_pictures import draw_refinement
 from jobs.progress import Progress
 from pipeline.data.coco import load_coco, write_json
 from pipeline.data.splits import draw_split, load_split, save_split
+from pipeline.errors import CheckpointError
 from pipeline.scenes.dataset import SceneFiles, write_scenes
 
 CONFIGS = Path(__file__).parents[1] / "configs"
-RESULTS, TABLE = "results.json", "results.md"
+RESULTS, TABLE, PICTURE = "results.json", "results.md", "refinement.png"
+PICTURED, NUM_PICTURED = ("points", "cpi_u"), 5
 _LABELS_ALL = "split_all.json"
 
 
@@ -111,6 +114,7 @@ def run(work_dir: Path, *, tiny: bool = False, all_rows: bool = False, overwrite
         training.say(f"[{number}/{total}] {row.name}: {row.label}")
         outcomes.append(_train(row, size, work_dir))
     training.say(f"[{total}/{total}] results")
+    _draw(work_dir, scenes)
     _report(outcomes, size, work_dir)
 
 
@@ -157,8 +161,7 @@ def _train(row: Row, size: Size, work_dir: Path) -> Outcome:
     if "supervised" not in row.config:
         options.append(f"store={work_dir / 'store'}")
     if row.teacher:
-        first = training.last_checkpoint(work_dir / row.teacher)
-        options += [f"teacher_checkpoint={first}", f"burn_in={size.burn_in}"]
+        options += [f"teacher_checkpoint={_checkpoint_of(work_dir / row.teacher)}", f"burn_in={size.burn_in}"]
     figures = training.launch(
         CONFIGS / f"{row.config}.py",
         cfg_options=options,
@@ -170,6 +173,31 @@ def _train(row: Row, size: Size, work_dir: Path) -> Outcome:
         ray_address="local",
     )
     return Outcome(row.name, row.label, steps, round(time.monotonic() - started, 1), figures)
+
+
+def _checkpoint_of(folder: Path) -> Path:
+    """The last checkpoint of a finished run."""
+    found = training.last_checkpoint(folder)
+    if found is None:
+        raise CheckpointError("a finished run has no checkpoint", where=folder, fix=f"delete {folder} and run again")
+    return found
+
+
+def _draw(work_dir: Path, scenes: SceneFiles) -> None:
+    """Label a few unlabelled scenes with the teacher and each refiner, and draw them side by side."""
+    runs = {}
+    for name in PICTURED:
+        runs[name] = work_dir / f"pseudo_labels_{name}"
+        pseudo_label.run(
+            CONFIGS / f"student/scenes_{name}.py",
+            _checkpoint_of(work_dir / TEACHER),
+            cfg_options=[f"data_root={scenes.root}", f"store={work_dir / 'store'}"],
+            work_dir=runs[name],
+            limit=NUM_PICTURED,
+        )
+    coco = load_coco(scenes.annotations("train"), scenes.image_root)
+    unlabelled = load_split(scenes.root / "split.json", coco).unlabelled[:NUM_PICTURED]
+    draw_refinement(coco, unlabelled, runs, work_dir / PICTURE)
 
 
 def _report(outcomes: Sequence[Outcome], size: Size, work_dir: Path) -> None:
@@ -184,6 +212,7 @@ def _report(outcomes: Sequence[Outcome], size: Size, work_dir: Path) -> None:
     (work_dir / TABLE).write_text(table + "\n")
     training.say(f"\n{table}\n")
     training.say(f"results: {work_dir / RESULTS}, {work_dir / TABLE}")
+    training.say(f"picture: {work_dir / PICTURE}")
     training.say(f"stores:  {work_dir / 'store'}; runs (TensorBoard): {work_dir}/*_*/")
 
 
