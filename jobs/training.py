@@ -233,14 +233,17 @@ def _unwrapped(model: Any) -> Any:
 def initialise(model: Any, config: Any) -> None:
     """Give the networks their starting weights, strictly.
 
-    ``init_checkpoint`` starts the network that learns; ``teacher_checkpoint`` the teacher of a student.
+    ``init_checkpoint`` starts the network that learns, without the parameters that match ``init_skip`` (the class
+    layer by default: another data set has other classes); ``teacher_checkpoint`` starts the teacher of a student.
     """
     from pipeline.models.weights import CLASS_LAYERS, load_network, read_weights
 
     learner = getattr(model, "student", model)
     if config.get("init_checkpoint"):
+        skip = config.get("init_skip") or CLASS_LAYERS
         weights = read_weights(config.init_checkpoint, prefix="student")
-        load_network(learner, weights, where=config.init_checkpoint, may_lack=CLASS_LAYERS)
+        kept = {name: value for name, value in weights.items() if not re.search(skip, name)}
+        load_network(learner, kept, where=config.init_checkpoint, may_lack=skip)
     if hasattr(model, "teacher"):
         start = teacher_start(config.get("teacher_checkpoint"))
         load_network(model.teacher, read_weights(start, prefix="teacher"), where=start)

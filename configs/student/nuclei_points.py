@@ -1,0 +1,33 @@
+"""The student on nuclei, masks refined by SAM from 3 points each; otherwise as scenes_points.
+
+s4m-pipeline train-student configs/student/nuclei_points.py --cfg-options root=DIR --cfg-options store=STORE
+"""
+
+from mmdet.models.data_preprocessors.data_preprocessor import MultiBranchDataPreprocessor
+from mmengine.config import read_base
+
+with read_base():
+    from ..teacher.nuclei_supervised import *
+
+from pipeline.data.instance_dataset import PairedStream
+from pipeline.models.semi_student import SemiStudent
+from pipeline.models.training_hooks import BurnInEmaHook
+
+store = "work_dirs/nuclei_store"
+batch_size = 4
+burn_in = 150
+ema_decay = 0.99
+teacher_checkpoint = "work_dirs/teacher_nuclei_structural"
+detector = model
+data_preprocessor = detector.pop("data_preprocessor")
+model = dict(
+    type=SemiStudent,
+    detector=detector,
+    data_preprocessor=dict(type=MultiBranchDataPreprocessor, data_preprocessor=data_preprocessor),
+    pseudo_labels=dict(score_threshold=0.7, min_soft_area=5.0),
+    refiner=dict(name="points", sam="scenes-nano", num_points=3),
+    arp=dict(mode="static"),
+    settings=dict(unlabelled_weight=2.0, seed="{seed}"),
+)
+train_dataloader.dataset = dict(type=PairedStream, labelled=labelled_stream, unlabelled=unlabelled_stream)
+custom_hooks.append(dict(type=BurnInEmaHook, burn_in="{burn_in}", decay="{ema_decay}", at_end="copy"))
