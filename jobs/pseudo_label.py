@@ -15,7 +15,6 @@ from typing import Any
 from mmengine.config import Config
 
 from data_schemas.manifest import SCHEMA_VERSIONS, ImageKey, StoreIdentity, digest
-from jobs.config_files import write_resolved
 from jobs.label_settings import KEYS, LabelSettings, Source, find_source, load_label_settings, refiner_of
 from jobs.label_summary import RESULTS, SUMMARY, print_summary, write_outputs
 from jobs.labelling import Labeller, PseudoLabelStage
@@ -101,7 +100,7 @@ def run(
         remove_part(folder, KIND)
         for name in (SUMMARY, RESULTS):
             (folder / name).unlink(missing_ok=True)
-    counts = label_images(plan, config, ray_address=ray_address)
+    counts = label_images(plan, ray_address=ray_address)
     _refuse_many_broken(counts, plan)
 
 
@@ -212,7 +211,7 @@ def _refuse_other_library(store: str, images: Sequence[ImageKey]) -> None:
         )
 
 
-def label_images(plan: Plan, config: Config, *, ray_address: str = LOCAL) -> StoreCounts:
+def label_images(plan: Plan, *, ray_address: str = LOCAL) -> StoreCounts:
     """Label what is not labelled yet, then write results and summary; a finished run is left as it is.
 
     Raises:
@@ -230,7 +229,7 @@ def label_images(plan: Plan, config: Config, *, ray_address: str = LOCAL) -> Sto
         finished = not work.tasks and (folder / SUMMARY).exists() and (folder / RESULTS).exists()
         if not finished:
             (folder / SUMMARY).unlink(missing_ok=True)  # it says "finished"
-            write_resolved(config, folder / RESOLVED_CONFIG)
+            writer.files.write(RESOLVED_CONFIG, plan.labeller.config_text.encode())
             root = str(plan.source.coco.image_root.absolute())
             _run([ShardJob(task, root) for task in work.tasks], plan, ray_address)
             about = {"identity": plan.identity.to_json(), "provenance": provenance()}
