@@ -15,11 +15,13 @@ from typing import Any
 from mmengine.config import Config
 
 from data_schemas.manifest import SCHEMA_VERSIONS, ImageKey, StoreIdentity, digest
+from jobs.config_files import write_resolved
 from jobs.label_settings import KEYS, LabelSettings, Source, find_source, load_label_settings, refiner_of
 from jobs.label_summary import RESULTS, SUMMARY, print_summary, write_outputs
 from jobs.labelling import Labeller, PseudoLabelStage
 from jobs.networks import (
     Which,
+    as_text,
     class_names,
     file_sha256,
     filter_of,
@@ -100,7 +102,7 @@ def run(
         remove_part(folder, KIND)
         for name in (SUMMARY, RESULTS):
             (folder / name).unlink(missing_ok=True)
-    counts = label_images(plan, ray_address=ray_address)
+    counts = label_images(plan, config, ray_address=ray_address)
     _refuse_many_broken(counts, plan)
 
 
@@ -140,7 +142,7 @@ def make_plan(
     source = find_source(config, settings, names=names, num_classes=num_classes(model), limit=limit)
     images = tuple(ImageKey(i.image_id, i.file_name, i.height, i.width) for i in source.coco.images)
     labeller = Labeller(
-        config_text=config.pretty_text,
+        config_text=as_text(config),
         checkpoint=str(checkpoint.absolute() if checkpoint.exists() else checkpoint),
         network=network,
         category_ids=tuple(category.category_id for category in source.categories),
@@ -211,7 +213,7 @@ def _refuse_other_library(store: str, images: Sequence[ImageKey]) -> None:
         )
 
 
-def label_images(plan: Plan, *, ray_address: str = LOCAL) -> StoreCounts:
+def label_images(plan: Plan, config: Config, *, ray_address: str = LOCAL) -> StoreCounts:
     """Label what is not labelled yet, then write results and summary; a finished run is left as it is.
 
     Raises:
@@ -229,7 +231,7 @@ def label_images(plan: Plan, *, ray_address: str = LOCAL) -> StoreCounts:
         finished = not work.tasks and (folder / SUMMARY).exists() and (folder / RESULTS).exists()
         if not finished:
             (folder / SUMMARY).unlink(missing_ok=True)  # it says "finished"
-            writer.files.write(RESOLVED_CONFIG, plan.labeller.config_text.encode())
+            write_resolved(config, folder / RESOLVED_CONFIG)
             root = str(plan.source.coco.image_root.absolute())
             _run([ShardJob(task, root) for task in work.tasks], plan, ray_address)
             about = {"identity": plan.identity.to_json(), "provenance": provenance()}
