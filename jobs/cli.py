@@ -101,7 +101,9 @@ def pseudo_label(
     checkpoint: opt.Checkpoint,
     cfg_options: opt.CfgOptions,
     network: opt.Network = "teacher",
-    work_dir: opt.WorkDir = None,
+    work_dir: Annotated[
+        Path | None, typer.Option(help="Where to write [default: work_dirs/pseudo_labels_FOLDER_NAME of the config].")
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="The default: a run is always gone on with.")] = False,
     overwrite: opt.Overwrite = False,
     dry_run: opt.DryRun = False,
