@@ -206,10 +206,19 @@ def train(run: TrainingRun, *, launcher: str = "none", device: str | None = None
     config.experiment_name = config.visualizer.name = f"{run.work_dir.name}_{uuid.uuid4().hex[:8]}"
     config.device = device or config.get("device", "auto")
     use_device(config)
-    runner = Runner.from_cfg(config)
-    model = _unwrapped(runner.model)
+    # Both before minutes go into building the rest.
     if run.resume_from is not None:
         read_checkpoint(run.resume_from)  # refuses what mmengine's own loader would unpickle
+    elif "detector" in config.model:
+        teacher_start(config.get("teacher_checkpoint"))
+
+    class QuietRunner(Runner):  # type: ignore[misc]
+        def dump_config(self) -> None:
+            """Nothing: it would write over the resolved config, which says what was asked for."""
+
+    runner = QuietRunner.from_cfg(config)
+    model = _unwrapped(runner.model)
+    if run.resume_from is not None:
         runner._load_from, runner._resume = str(run.resume_from), True
     else:
         model.init_weights()
@@ -256,11 +265,15 @@ def teacher_start(setting: str | None) -> str:
         ConfigError: none is given.
         CheckpointError: a run directory without a checkpoint.
     """
+    from pipeline.models.weights import EMBEDDED
+
     fix = "train a teacher (s4m-pipeline train-teacher), then set teacher_checkpoint to its run directory"
     if not setting:
         raise ConfigError("a student needs a teacher", where="teacher_checkpoint", got=setting, fix=fix)
-    if not Path(setting).is_dir():
+    if setting in EMBEDDED or Path(setting).is_file():
         return setting
+    if not Path(setting).exists():
+        raise CheckpointError("no such checkpoint", where=setting, expected="a run directory or a file", fix=fix)
     newest = last_checkpoint(Path(setting))
     if newest is None:
         raise CheckpointError("no checkpoint in the teacher's run directory", where=setting, fix=fix)

@@ -1,0 +1,378 @@
+"""Training runs: what a config means, when a run is refused, and that an interruption leaves no trace."""
+
+import json
+import random
+from pathlib import Path
+from types import FunctionType
+
+import numpy as np
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.utils import get_object_from_string
+
+from jobs import train_student, train_teacher, training
+from jobs.config_files import load_config, write_resolved
+from jobs.training import DONE, RESOLVED, expand, last_checkpoint, prepare, refuse_missing_device, teacher_start, train
+from pipeline.errors import CheckpointError, ConfigError, EnvironmentProblemError, InputError
+from tests.toy_scenes import small_scenes
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+TEACHER, STUDENT = CONFIGS / "teacher/scenes_supervised.py", CONFIGS / "student/scenes_points.py"
+SIZE = 64
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory):
+    return small_scenes(tmp_path_factory.mktemp("data") / "scenes", size=SIZE)
+
+
+def small(scenes, *, streams=("",), **options):
+    """Options that make a scenes config small; ``streams`` are the keys of the data sets below the dataset."""
+    for stream in streams:
+        data = f"train_dataloader.dataset.{stream}dataset.pipeline"
+        options |= {f"{data}.0.scale": f"[({SIZE},{SIZE})]".strip("[]"), f"{data}.1.crop_size": f"({SIZE},{SIZE})"}
+    values = {
+        "data_root": scenes.root,
+        "init_checkpoint": None,
+        "device": "cpu",
+        "max_iters": 4,
+        "batch_size": 2,
+        "log_interval": 1,
+        "checkpoint_interval": 2,
+        **options,
+    }
+    return [f"{key}={value}" for key, value in values.items()]
+
+
+def small_student(scenes, teacher, **options):
+    values = {
+        "teacher_checkpoint": teacher,
+        "burn_in": 1,
+        "model.pseudo_labels.score_threshold": 0.0,
+        "model.pseudo_labels.min_soft_area": 0.0,
+    }
+    return small(scenes, streams=("labelled.", "unlabelled."), **{**values, **options})
+
+
+def run_training(config, options, work_dir, *, resume=False):
+    run = prepare(config, cfg_options=options, work_dir=work_dir, resume=resume, overwrite=False)
+    assert run is not None
+    train(run)
+    return work_dir
+
+
+class Killed(Exception):
+    """Stands for a signal: nothing is caught or cleaned up on its way."""
+
+
+def killed_at_step(monkeypatch, step):
+    """The process dies in this step, before its checkpoint."""
+    from pipeline.models.training_hooks import StepSeedHook
+
+    before = StepSeedHook.before_train_iter
+
+    def dies(self, runner, batch_idx, data_batch=None):
+        if runner.iter == step:
+            raise Killed
+        before(self, runner, batch_idx, data_batch)
+
+    monkeypatch.setattr(StepSeedHook, "before_train_iter", dies)
+
+
+def scramble():
+    torch.manual_seed(12345), np.random.seed(12345), random.seed(12345)
+    torch.rand(17), np.random.random(), random.random()
+
+
+def same(first, second, path=""):
+    """Two trees of checkpoints, bit for bit."""
+    assert type(first) is type(second), path
+    if isinstance(first, torch.Tensor):
+        assert torch.equal(first, second), path
+    elif isinstance(first, dict):
+        assert first.keys() == second.keys(), path
+        for key in first:
+            same(first[key], second[key], f"{path}.{key}")
+    elif isinstance(first, list | tuple):
+        assert len(first) == len(second), path
+        for index, (a, b) in enumerate(zip(first, second, strict=True)):
+            same(a, b, f"{path}.{index}")
+    else:
+        assert first == second, path
+
+
+def content(work_dir):
+    from pipeline.models.weights import read_checkpoint
+
+    checkpoint = read_checkpoint(work_dir / "iter_4.pth")
+    parts = {name: checkpoint[name] for name in ("state_dict", "optimizer", "param_schedulers")}
+    return {**parts, "iter": checkpoint["meta"]["iter"]}
+
+
+@pytest.fixture(scope="module")
+def teacher_run(scenes, tmp_path_factory):
+    torch.set_num_threads(1)
+    return run_training(TEACHER, small(scenes), tmp_path_factory.mktemp("runs") / "teacher")
+
+
+@pytest.fixture(scope="module")
+def student_run(scenes, teacher_run, tmp_path_factory):
+    torch.set_num_threads(1)
+    return run_training(STUDENT, small_student(scenes, teacher_run), tmp_path_factory.mktemp("runs") / "student")
+
+
+def interrupted(config, options, work_dir, monkeypatch):
+    with monkeypatch.context() as patch:
+        killed_at_step(patch, 3)
+        with pytest.raises(Killed):
+            run_training(config, options, work_dir)
+    assert last_checkpoint(work_dir).name == "iter_2.pth"
+    assert not (work_dir / DONE).exists()
+    scramble()
+    return run_training(config, options, work_dir, resume=True)
+
+
+def test_an_interrupted_teacher_ends_as_an_uninterrupted_one(scenes, teacher_run, tmp_path, monkeypatch):
+    resumed = interrupted(TEACHER, small(scenes), tmp_path / "run", monkeypatch)
+    expected = content(teacher_run)
+    same(content(resumed), expected)
+    assert expected["iter"] == 4
+    assert expected["optimizer"]["state"]
+    assert training.read_done(resumed) == training.read_done(teacher_run)
+
+
+def test_an_interrupted_student_ends_as_an_uninterrupted_one(scenes, teacher_run, student_run, tmp_path, monkeypatch):
+    resumed = interrupted(STUDENT, small_student(scenes, teacher_run), tmp_path / "run", monkeypatch)
+    expected = content(student_run)
+    same(content(resumed), expected)
+    teacher = {n: v for n, v in expected["state_dict"].items() if n.startswith("teacher.")}
+    start = content(teacher_run)["state_dict"]
+    assert any(not torch.equal(v, start[n.removeprefix("teacher.")]) for n, v in teacher.items())  # the EMA took part
+    lines = next(student_run.glob("*/vis_data/scalars.json")).read_text().splitlines()
+    steps = [json.loads(line) for line in lines if "pseudo/per_image" in line]
+    assert len(steps) == 4
+    assert all(step["pseudo/per_image"] > 0 for step in steps)
+    assert any(step["refiner/matched"] > 0 for step in steps)
+
+
+def test_a_students_checkpoint_is_both_networks_and_its_teacher_started_as_told(student_run, teacher_run):
+    names = set(content(student_run)["state_dict"])
+    assert names == {f"{p}.{n}" for p in ("student", "teacher") for n in content(teacher_run)["state_dict"]}
+
+
+def test_a_run_leaves_its_figures_config_and_logs_in_its_own_folder(teacher_run, student_run):
+    for folder in (teacher_run, student_run):
+        done = training.read_done(folder)
+        assert done["iterations"] == 4
+        assert set(done["validation"]) == {"mask_AP", "mask_AP50", "mask_AP75", "AR100"}
+        assert Config.fromfile(folder / RESOLVED).max_iters == 4
+        assert len(list(folder.glob("*/vis_data/scalars.json"))) == 1  # the second run in a process has its own too
+        assert list(folder.glob("*/vis_data/events.out.tfevents*"))
+
+
+def test_a_finished_run_is_a_no_op(scenes, teacher_run, capsys):
+    before = {p: p.stat().st_mtime_ns for p in teacher_run.rglob("*") if p.is_file()}
+    train_teacher.run(TEACHER, cfg_options=small(scenes), work_dir=teacher_run)
+    assert "already finished" in capsys.readouterr().out
+    assert {p: p.stat().st_mtime_ns for p in teacher_run.rglob("*") if p.is_file()} == before
+
+
+def test_another_config_in_the_same_folder_is_refused(scenes, teacher_run):
+    with pytest.raises(InputError, match="another configuration"):
+        prepare(TEACHER, cfg_options=small(scenes, seed=3), work_dir=teacher_run, resume=True, overwrite=False)
+    assert not list(teacher_run.glob("*.new.py"))
+
+
+def unfinished(scenes, folder):
+    """A run directory as a killed run leaves it."""
+    run = prepare(TEACHER, cfg_options=small(scenes), work_dir=folder, resume=False, overwrite=False)
+    torch.save({"state_dict": {"a": torch.zeros(1)}}, folder / "iter_2.pth")
+    return run
+
+
+def test_an_unfinished_run_wants_resume_or_overwrite(scenes, tmp_path):
+    folder = tmp_path / "run"
+    assert unfinished(scenes, folder).resume_from is None
+    arguments = {"cfg_options": small(scenes), "work_dir": folder}
+    with pytest.raises(InputError, match=r"unfinished run[\s\S]*--resume"):
+        prepare(TEACHER, **arguments, resume=False, overwrite=False)
+    assert prepare(TEACHER, **arguments, resume=True, overwrite=False).resume_from == folder / "iter_2.pth"
+    assert prepare(TEACHER, **arguments, resume=False, overwrite=True).resume_from is None
+    assert not (folder / "iter_2.pth").exists()
+
+
+def test_there_must_be_something_to_resume(scenes, tmp_path):
+    with pytest.raises(InputError, match="nothing to resume"):
+        prepare(TEACHER, cfg_options=small(scenes), work_dir=tmp_path / "run", resume=True, overwrite=False)
+
+
+def test_overwrite_deletes_run_directories_only(scenes, tmp_path):
+    (tmp_path / "thesis.txt").write_text("years")
+    with pytest.raises(InputError, match="run directories only"):
+        prepare(TEACHER, cfg_options=small(scenes), work_dir=tmp_path, resume=False, overwrite=True)
+    assert (tmp_path / "thesis.txt").exists()
+
+
+def test_a_wrong_option_deletes_nothing(scenes, tmp_path):
+    folder = tmp_path / "run"
+    unfinished(scenes, folder)
+    with pytest.raises(ConfigError):
+        prepare(TEACHER, cfg_options=["max_itres=3"], work_dir=folder, resume=False, overwrite=True)
+    assert (folder / "iter_2.pth").exists()
+
+
+def test_the_newest_whole_checkpoint_counts(tmp_path):
+    assert last_checkpoint(tmp_path) is None
+    for step in (2, 10, 9):
+        torch.save({"a": torch.rand(1000)}, tmp_path / f"iter_{step}.pth")
+    assert last_checkpoint(tmp_path).name == "iter_10.pth"
+    whole = (tmp_path / "iter_10.pth").read_bytes()
+    (tmp_path / "iter_10.pth").write_bytes(whole[:-200])  # killed while writing
+    (tmp_path / "iter_best.pth").write_bytes(whole)
+    assert last_checkpoint(tmp_path).name == "iter_9.pth"
+
+
+def test_a_poisoned_checkpoint_is_not_resumed_from(scenes, tmp_path):
+    import os
+
+    marker, folder = tmp_path / "ran", tmp_path / "run"
+
+    class Attack:
+        def __reduce__(self):
+            return os.system, (f"touch {marker}",)
+
+    unfinished(scenes, folder)
+    torch.save({"state_dict": {"a": torch.zeros(1)}, "meta": Attack()}, folder / "iter_2.pth")
+    with pytest.raises(CheckpointError, match="cannot be loaded safely"):
+        run_training(TEACHER, small(scenes), folder, resume=True)
+    assert not marker.exists()
+
+
+def test_a_student_names_what_is_wrong_with_its_teacher(scenes, tmp_path):
+    def start(teacher):
+        options = small_student(scenes, teacher)
+        train_student.run(STUDENT, cfg_options=options, work_dir=tmp_path / "run", overwrite=True)
+
+    with pytest.raises(CheckpointError, match=r"no such checkpoint[\s\S]*none\.pth[\s\S]*train-teacher"):
+        start(tmp_path / "none.pth")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(CheckpointError, match=r"run directory[\s\S]*train-teacher"):
+        start(tmp_path / "empty")
+    with pytest.raises(ConfigError, match="needs a teacher"):
+        start(None)
+    torch.save({"state_dict": {"weight": torch.zeros(1)}}, tmp_path / "other.pth")
+    with pytest.raises(CheckpointError, match="another network"):
+        start(tmp_path / "other.pth")
+
+
+def test_a_run_directory_stands_for_its_newest_checkpoint(teacher_run):
+    assert teacher_start(str(teacher_run)) == str(teacher_run / "iter_4.pth")
+    assert teacher_start(str(teacher_run / "iter_2.pth")) == str(teacher_run / "iter_2.pth")
+    assert teacher_start("scenes-base") == "scenes-base"
+
+
+def test_a_dry_run_writes_nothing(scenes, tmp_path, capsys):
+    options = small(scenes)
+    train_teacher.run(TEACHER, cfg_options=options, work_dir=tmp_path / "run", dry_run=True)
+    assert "would train 4 steps of 2 images" in capsys.readouterr().out
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there_is_said(scenes, tmp_path):
+    with pytest.raises(EnvironmentProblemError, match="no GPU"):
+        run_training(TEACHER, small(scenes, device="cuda"), tmp_path / "run")
+    with pytest.raises(ConfigError, match="unknown device"):
+        refuse_missing_device({"device": "tpu"})
+    refuse_missing_device({"device": "cpu"})
+    refuse_missing_device({})
+
+
+def test_cpu_is_the_cpu_also_where_there_is_a_gpu(monkeypatch):
+    from mmengine.device import get_device, utils
+
+    monkeypatch.setattr(utils, "DEVICE", "cuda")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    training.use_device({"device": "cpu"})
+    assert get_device() == "cpu"
+    training.use_device({"device": "auto"})
+    assert get_device() == "cuda"
+
+
+def expanded(tmp_path, text):
+    path = tmp_path / "config.py"
+    path.write_text(text)
+    config = load_config(path)
+    expand(config)
+    return config
+
+
+def test_a_placeholder_alone_keeps_the_settings_type(tmp_path):
+    settings = "steps = 7\nrate = 0.5\nnothing = None\nflag = True\n"
+    config = expanded(tmp_path, settings + "a = dict(b=['{steps}', ('{rate}',)], c='{nothing}', d='{flag}')\n")
+    assert config.a.b[0] == 7
+    assert type(config.a.b[0]) is int
+    assert tuple(config.a.b[1]) == (0.5,)
+    assert config.a.c is None
+    assert config.a.d is True
+
+
+def test_placeholders_in_text_and_through_other_settings(tmp_path):
+    config = expanded(tmp_path, "root = 'x'\nfile = '{root}/{steps}.json'\nsteps = 3\na = dict(b='{file}?')\n")
+    assert (config.file, config.a.b) == ("x/3.json", "x/3.json?")
+
+
+def test_options_reach_what_the_placeholders_say(tmp_path):
+    (tmp_path / "config.py").write_text("root = 'x'\na = dict(b='{root}/y')\n")
+    config = load_config(tmp_path / "config.py", ["root=z"])
+    expand(config)
+    assert config.a.b == "z/y"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a = dict(b='{missing}')\n", "missing"),
+        ("a = dict(b='{table}')\ntable = dict(c=1)\n", "table"),
+        ("x = '{y}'\ny = '{x}'\n", "circle"),
+    ],
+)
+def test_a_placeholder_without_a_setting_is_an_error(tmp_path, text, message):
+    with pytest.raises(ConfigError, match=message):
+        expanded(tmp_path, text)
+
+
+def every_entry(tree, key=""):
+    """(key, value) at every depth."""
+    if isinstance(tree, dict):
+        for name, value in dict.items(tree):
+            yield from every_entry(value, name)
+    elif isinstance(tree, list | tuple):
+        for value in tree:
+            yield from every_entry(value)
+    else:
+        yield key, tree
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("[!_]*/*.py")), ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_every_config_loads_expands_and_its_classes_import(path, tmp_path):
+    import pipeline.models.mmcv_ops  # noqa: F401
+
+    config = load_config(path)
+    if path.parent.name != "sam":
+        expand(config)
+    write_resolved(config, tmp_path / RESOLVED)
+    entries = list(every_entry(Config.fromfile(tmp_path / RESOLVED)._cfg_dict))
+    assert not [value for _, value in entries if isinstance(value, str) and "{" in value]
+    named = {value for key, value in entries if key == "type" and "." in value}
+    assert all(isinstance(get_object_from_string(name), type | FunctionType) for name in named)
+    assert len(named) > 20 or path.parent.name == "sam"
