@@ -73,14 +73,25 @@ def _device_of(run: TrainingRun) -> str:
 def _train_worker(values: dict[str, Any]) -> None:
     resume = values.get("resume_from")
     run = TrainingRun(Path(values["config_path"]), Path(values["work_dir"]), Path(resume) if resume else None)
+    if values["device"] == "cuda":
+        import torch
+        from ray.train.torch import get_device
+
+        torch.cuda.set_device(get_device())
     train(run, launcher="pytorch", device=values["device"])
 
 
 def _cause(error: BaseException) -> BaseException:
     """Our own error inside Ray's wrappers, or the wrapper."""
-    inner: BaseException | None = error
-    while inner is not None:
+    waiting, seen = [error], set()
+    while waiting:
+        inner = waiting.pop(0)
         if isinstance(inner, PipelineError):
             return inner
-        inner = getattr(inner, "cause", None) or inner.__cause__
+        if id(inner) in seen:
+            continue
+        seen.add(id(inner))
+        parts = [getattr(inner, "cause", None), getattr(inner, "_base_exc", None), inner.__cause__]
+        parts += list(getattr(inner, "worker_failures", {}).values())
+        waiting += [part for part in parts if isinstance(part, BaseException)]
     return error

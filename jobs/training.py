@@ -194,10 +194,10 @@ def train(run: TrainingRun, *, launcher: str = "none", device: str | None = None
     """
     quieten()
     from mmengine.config import Config
-    from mmengine.dist import get_rank
-    from mmengine.runner import Runner
+    from mmengine.dist import broadcast, get_rank
 
     import pipeline.models.mmcv_ops  # noqa: F401  (before mmdet)
+    from pipeline.models.training_hooks import TrainingRunner
     from pipeline.models.weights import read_checkpoint
 
     config = Config.fromfile(run.config_path)
@@ -212,17 +212,15 @@ def train(run: TrainingRun, *, launcher: str = "none", device: str | None = None
     elif "detector" in config.model:
         teacher_start(config.get("teacher_checkpoint"))
 
-    class QuietRunner(Runner):  # type: ignore[misc]
-        def dump_config(self) -> None:
-            """Nothing: it would write over the resolved config, which says what was asked for."""
-
-    runner = QuietRunner.from_cfg(config)
+    runner = TrainingRunner.from_cfg(config)
     model = _unwrapped(runner.model)
     if run.resume_from is not None:
         runner._load_from, runner._resume = str(run.resume_from), True
     else:
         model.init_weights()
         initialise(model, config)
+        for value in model.state_dict().values():
+            broadcast(value)  # the wrapper did so before these weights were there
     model.init_weights = lambda: None  # the runner would start from random values again
     runner.train()
     figures = {

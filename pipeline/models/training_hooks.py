@@ -7,11 +7,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from mmengine.dist import get_dist_info
+from mmengine.device import get_device
+from mmengine.dist import get_dist_info, is_distributed
 from mmengine.evaluator import BaseMetric
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
-from mmengine.runner import IterBasedTrainLoop
+from mmengine.model import MMDistributedDataParallel, is_model_wrapper
+from mmengine.runner import IterBasedTrainLoop, Runner
 from torch import nn
 
 from pipeline.data.coco import CocoSet, load_coco
@@ -125,6 +126,29 @@ class ProgressHook(Hook):
 
 def _unwrapped(model: Any) -> Any:
     return model.module if is_model_wrapper(model) else model
+
+
+class TrainingRunner(Runner):
+    """MMEngine's runner, which also trains in several processes on CPUs."""
+
+    def dump_config(self) -> None:
+        """Nothing: it would write over the resolved config, which says what was asked for."""
+
+    def wrap_model(self, model_wrapper_cfg: Any, model: nn.Module) -> nn.Module:
+        """Move a model to its device and wrap it where there is a process group.
+
+        mmengine names the GPU of the local rank, which fails on CPUs, and where a process sees other GPUs than its
+        rank's number says.
+        """
+        if not is_distributed():
+            return super().wrap_model(model_wrapper_cfg, model)
+        on_gpu = get_device() == "cuda"
+        return MMDistributedDataParallel(
+            module=model.to(get_device()),
+            device_ids=[torch.cuda.current_device()] if on_gpu else None,
+            broadcast_buffers=False,
+            find_unused_parameters=bool(self.cfg.get("find_unused_parameters", False)),
+        )
 
 
 class StreamLoop(IterBasedTrainLoop):

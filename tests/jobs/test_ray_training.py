@@ -1,0 +1,110 @@
+"""Training on Ray: two processes end with the same networks, errors arrive as they are, small clusters are refused."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from jobs import train_student, train_teacher, training
+from jobs.ray_training import _cause, gpu_for_each
+from pipeline.errors import CheckpointError, EnvironmentProblemError
+from pipeline.models.weights import read_checkpoint
+from tests.toy_scenes import small_scenes
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+SIZE = 64
+
+
+def cluster(monkeypatch, **resources):
+    ray = pytest.importorskip("ray")
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {name: float(n) for name, n in resources.items()})
+
+
+@pytest.mark.parametrize(
+    ("device", "gpus", "expected"),
+    [("auto", 0, False), ("auto", 1, False), ("auto", 2, True), ("cpu", 4, False), ("cuda", 2, True)],
+)
+def test_gpus_are_taken_where_there_is_one_for_each_worker(monkeypatch, device, gpus, expected):
+    cluster(monkeypatch, CPU=4, GPU=gpus)
+    assert gpu_for_each(device, 2) is expected
+
+
+@pytest.mark.parametrize(("device", "cpus", "gpus"), [("cpu", 1, 0), ("cuda", 4, 1), ("auto", 1, 2)])
+def test_a_cluster_without_room_is_refused_instead_of_waited_for(monkeypatch, device, cpus, gpus):
+    cluster(monkeypatch, CPU=cpus, GPU=gpus)
+    with pytest.raises(EnvironmentProblemError, match="no room"):
+        gpu_for_each(device, 2)
+
+
+def test_our_own_error_is_found_inside_rays():
+    own = CheckpointError("wrong", where="here")
+    wrapped, outer = RuntimeError("task"), RuntimeError("trainer")
+    wrapped.cause = own
+    outer.__cause__ = wrapped
+    assert _cause(outer) is own
+    assert _cause(RuntimeError("other")).args == ("other",)
+    failed = RuntimeError("workers failed")
+    failed.worker_failures = {0: RuntimeError("lost"), 1: wrapped}
+    assert _cause(failed) is own
+
+
+def small_student(scenes, teacher):
+    values = {
+        "data_root": scenes.root,
+        "init_checkpoint": None,
+        "teacher_checkpoint": teacher,
+        "device": "cpu",
+        "max_iters": 3,
+        "burn_in": 1,
+        "batch_size": 2,
+        "log_interval": 1,
+        "checkpoint_interval": 3,
+        "model.refiner.sam": "scenes-nano",
+        "model.pseudo_labels.score_threshold": 0.0,
+        "model.pseudo_labels.min_soft_area": 0.0,
+    }
+    for stream in ("labelled", "unlabelled"):
+        data = f"train_dataloader.dataset.{stream}.dataset.pipeline"
+        values |= {f"{data}.0.scale": f"({SIZE},{SIZE})", f"{data}.1.crop_size": f"({SIZE},{SIZE})"}
+    return [f"{key}={value}" for key, value in values.items()]
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory):
+    return small_scenes(tmp_path_factory.mktemp("data") / "scenes", size=SIZE)
+
+
+def small_teacher(scenes):
+    kept = [o for o in small_student(scenes, None) if not o.startswith(("burn_in", "teacher_", "model."))]
+    return [o.replace(".labelled.", ".") for o in kept if ".unlabelled." not in o]
+
+
+@pytest.mark.slow
+def test_two_workers_train_one_student(scenes, tmp_path):
+    teacher = CONFIGS / "teacher/scenes_supervised.py"
+    train_teacher.run(teacher, cfg_options=small_teacher(scenes), work_dir=tmp_path / "teacher")
+    folder, options = tmp_path / "student", small_student(scenes, tmp_path / "teacher")
+    student = Path(__file__).with_name("toy_student.py")
+    train_student.run(student, cfg_options=options, work_dir=folder, workers=2)
+    done = training.read_done(folder)
+    assert done["iterations"] == 3
+    assert set(done["validation"]) == {"mask_AP", "mask_AP50", "mask_AP75", "AR100"}
+    ends = [(folder / f"rank_{rank}_of_2.txt").read_text() for rank in (0, 1)]
+    assert ends[0] == ends[1]
+    checkpoint = read_checkpoint(folder / "iter_3.pth")["state_dict"]
+    assert all(torch.isfinite(value).all() for value in checkpoint.values() if value.is_floating_point())
+    lines = [json.loads(line) for line in next(folder.glob("*/vis_data/scalars.json")).read_text().splitlines()]
+    losses = [line["loss"] for line in lines if "loss" in line]
+    assert len(losses) == 3
+    assert np.isfinite(losses).all()
+    # The same command again: the launcher of the workers is no part of what was asked for.
+    train_student.run(student, cfg_options=options, work_dir=folder, workers=2)
+
+
+@pytest.mark.slow
+def test_what_a_worker_raises_arrives_as_itself(scenes, tmp_path):
+    options = small_student(scenes, tmp_path / "nowhere.pth")
+    with pytest.raises(CheckpointError, match=r"nowhere\.pth"):
+        train_student.run(CONFIGS / "student/scenes_points.py", cfg_options=options, work_dir=tmp_path / "s", workers=2)
