@@ -1,0 +1,39 @@
+"""The demo's table says what was measured, and README shows the committed one."""
+
+from pathlib import Path
+
+import pytest
+
+from jobs.demo import FULL, ROWS, TINY, markdown_table, read_results
+
+ROOT = Path(__file__).parents[2]
+RESULTS = ROOT / "docs/results/demo.json"
+
+
+def test_rows_are_distinct_and_their_configs_and_teachers_exist():
+    names = [row.name for row in ROWS]
+    assert len(set(names)) == len(names)
+    for row in ROWS:
+        assert (ROOT / "configs" / f"{row.config}.py").is_file()
+        assert row.teacher is None or row.teacher in names[: names.index(row.name)]
+
+
+def test_rows_of_one_stage_share_their_budget():
+    for size in (FULL, TINY):
+        assert 0 < size.burn_in < size.student_steps
+    assert {row.stage for row in ROWS} == {"teacher", "student"}
+
+
+def test_table_has_a_line_for_each_row_in_percent():
+    row = {"label": "teacher", "steps": 7, "figures": {"mask_AP": 0.1234, "mask_AP50": 0.5, "mask_AP75": 0.0}}
+    assert markdown_table({"rows": [row, {**row, "label": "student"}]}).splitlines() == [
+        "| row | steps | mask AP | AP50 | AP75 |",
+        "|---|---|---|---|---|",
+        "| teacher | 7 | 12.3 | 50.0 | 0.0 |",
+        "| student | 7 | 12.3 | 50.0 | 0.0 |",
+    ]
+
+
+@pytest.mark.skipif(not RESULTS.is_file(), reason="no committed demo results")
+def test_readme_shows_the_committed_results():
+    assert markdown_table(read_results(RESULTS)) in (ROOT / "README.md").read_text()
