@@ -13,7 +13,7 @@ store = "demo/store"
 
 sam = dict(name="scenes-nano", device="cpu")
 # Objects are 20 pixels and more: 16 x 16 clicks on 192 pixels hit each of them at least twice.
-proposals = dict(points_per_side=16, pred_iou_threshold=0.5, stability_score_threshold=0.6)
+proposals = dict(points_per_side=16, pred_iou_threshold=0.4, stability_score_threshold=0.5)
 similarity = dict(num_inside=128, num_uniform=128, seed=0)
 
 images_per_shard = 16
