@@ -1,5 +1,6 @@
 """Scenes as plain arrays for the two training scripts of the embedded models."""
 
+import multiprocessing
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -42,7 +43,8 @@ def draw_arrays(num: int, *, group: str, style: SceneStyle, seed: int, workers: 
     owners = np.zeros((num, style.size, style.size), np.uint8)
     labels = np.full((num, most), -1, np.int16)
     draw = partial(draw_by_index, group=group, style=style, seed=seed)
-    with ProcessPoolExecutor(workers) as pool:
+    # Fresh processes: a fork of one whose OpenCV or torch has threads can wait for them for ever.
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
         for i, scene in enumerate(pool.map(draw, range(num), chunksize=32)):
             images[i] = scene.image
             for k, instance in enumerate(scene.instances):

@@ -13,6 +13,7 @@ and above.
 """
 
 import json
+import multiprocessing
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -43,6 +44,8 @@ VAL_FIRST_ID = 1_000_001
 """Val image ids begin here, so that one store can hold both splits."""
 CLASS_NAMES = tuple(BENCHMARK_FAMILIES)
 _WORKERS = 2
+_FEW = 16
+"""So many scenes are drawn faster than a process starts."""
 
 
 @dataclass(frozen=True)
@@ -228,8 +231,13 @@ def _draw(files: SceneFiles, part: _Part, style: SceneStyle) -> Iterator[_Drawn]
     folder = files.image_root / part.split
     folder.mkdir(parents=True, exist_ok=True)
     draw = partial(_draw_one, folder=folder, seed=part.seed, style=style)
-    # One OpenCV thread a process: its pool would only contend with the other process.
-    with ProcessPoolExecutor(_WORKERS, initializer=cv2.setNumThreads, initargs=(1,)) as pool:
+    if part.num <= _FEW:
+        yield from map(draw, range(part.num))
+        return
+    # Fresh processes: a fork of one whose OpenCV or torch has threads can wait for them for ever.
+    # One OpenCV thread each: its pool would only contend with the other process.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(_WORKERS, context, initializer=cv2.setNumThreads, initargs=(1,)) as pool:
         yield from pool.map(draw, range(part.num), chunksize=8)
 
 
