@@ -6,6 +6,7 @@ on the evaluation set. A second run reuses what is finished.
 
 import json
 import platform
+import shutil
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -14,10 +15,11 @@ from typing import Any
 
 from jobs import precompute_sam, pseudo_label, training
 from jobs.demo_pictures import draw_refinement
+from jobs.launch import launch
 from jobs.progress import Progress
 from pipeline.data.coco import load_coco, write_json
 from pipeline.data.splits import draw_split, load_split, save_split
-from pipeline.errors import CheckpointError
+from pipeline.errors import CheckpointError, InputError
 from pipeline.scenes.dataset import SceneFiles, write_scenes
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -101,7 +103,7 @@ def run(work_dir: Path, *, tiny: bool = False, all_rows: bool = False, overwrite
         PipelineError: see the commands it runs.
     """
     if overwrite and work_dir.exists():
-        training.remove_run(work_dir)
+        _remove(work_dir)
     size = TINY if tiny else FULL
     rows = [row for row in ROWS if all_rows or not row.is_extra]
     total = 3 + len(rows)
@@ -116,6 +118,18 @@ def run(work_dir: Path, *, tiny: bool = False, all_rows: bool = False, overwrite
     training.say(f"[{total}/{total}] results")
     _draw(work_dir, scenes)
     _report(outcomes, size, work_dir)
+
+
+def _remove(work_dir: Path) -> None:
+    """Delete a demo's folder, and no other."""
+    if not (work_dir / "scenes/scenes.json").is_file():
+        raise InputError(
+            "--overwrite would delete a folder that is no demo's",
+            where=work_dir,
+            expected="scenes/scenes.json in it",
+            fix="choose another --work-dir",
+        )
+    shutil.rmtree(work_dir)
 
 
 def _write_data(work_dir: Path, size: Size) -> SceneFiles:
@@ -162,7 +176,7 @@ def _train(row: Row, size: Size, work_dir: Path) -> Outcome:
         options.append(f"store={work_dir / 'store'}")
     if row.teacher:
         options += [f"teacher_checkpoint={_checkpoint_of(work_dir / row.teacher)}", f"burn_in={size.burn_in}"]
-    figures = training.launch(
+    figures = launch(
         CONFIGS / f"{row.config}.py",
         cfg_options=options,
         work_dir=folder,

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from jobs import training
+from jobs.launch import launch
 
 
 def run(
@@ -28,7 +28,7 @@ def run(
         workers: Training processes; more than one are started by Ray Train.
         ray_address: Cluster for those.
     """
-    training.launch(
+    launch(
         config_path,
         cfg_options=cfg_options,
         work_dir=work_dir,

@@ -98,7 +98,7 @@ def prepare(
     """
     config = load_config(config_path, cfg_options)
     expand(config)
-    folder = work_dir or Path("work_dirs") / f"{config_path.parent.name}_{config_path.stem}"
+    folder = run_dir(config_path, work_dir)
     config.work_dir = str(folder)
     resolved = folder / RESOLVED
     if overwrite and folder.exists():
@@ -317,45 +317,12 @@ def finished_line(run: TrainingRun, figures: Mapping[str, Any]) -> str:
     return f"finished: {shown or 'no validation'}; {run.work_dir}"
 
 
+def run_dir(config_path: Path, work_dir: Path | None) -> Path:
+    """Where a run is written: what was asked for, or work_dirs/<folder>_<name of the config>."""
+    return work_dir or Path("work_dirs") / f"{config_path.parent.name}_{config_path.stem}"
+
+
 def read_done(folder: Path) -> dict[str, Any]:
     """The figures of a finished run."""
     figures: dict[str, Any] = json.loads((folder / DONE).read_text())
-    return figures
-
-
-def launch(
-    config_path: Path,
-    *,
-    cfg_options: list[str],
-    work_dir: Path | None,
-    resume: bool,
-    overwrite: bool,
-    dry_run: bool,
-    workers: int,
-    ray_address: str,
-) -> dict[str, Any]:
-    """Prepare a run and train it here or in Ray Train workers; see ``jobs.train_teacher.run`` for the arguments.
-
-    Returns:
-        The last validation's figures (empty for a dry run).
-    """
-    if dry_run:
-        config = load_config(config_path, cfg_options)
-        expand(config)
-        say(f"would train {config.max_iters} steps of {config.batch_size} images per worker, {workers} worker(s)")
-        return {}
-    run = prepare(config_path, cfg_options=cfg_options, work_dir=work_dir, resume=resume, overwrite=overwrite)
-    if run is None:
-        folder = work_dir or Path("work_dirs") / f"{config_path.parent.name}_{config_path.stem}"
-        figures: dict[str, Any] = read_done(folder)["validation"]
-        say(f"already finished: {folder} ({figures})")
-        return figures
-    if workers == 1:
-        figures = train(run)
-    else:
-        from jobs.ray_training import train_on_ray
-
-        train_on_ray(run, workers=workers, ray_address=ray_address)
-        figures = read_done(run.work_dir)["validation"]
-    say(finished_line(run, figures))
     return figures
