@@ -41,7 +41,7 @@ class Size:
     seed: int = 1
 
 
-FULL = Size(num_train=260, num_val=100, percent=10, teacher_steps=220, student_steps=240, burn_in=120)
+FULL = Size(num_train=260, num_val=100, percent=10, teacher_steps=220, student_steps=380, burn_in=190)
 TINY = Size(num_train=12, num_val=4, percent=34, teacher_steps=3, student_steps=3, burn_in=1)
 
 

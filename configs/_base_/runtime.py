@@ -27,7 +27,8 @@ custom_hooks = [dict(type=StepSeedHook, seed="{seed}"), dict(type=ProgressHook, 
 vis_backends = [dict(type=LocalVisBackend), dict(type=TensorboardVisBackend)]
 visualizer = dict(type=Visualizer, vis_backends=vis_backends, name="visualizer")
 log_processor = dict(type=LogProcessor, by_epoch=False, window_size=20)
-log_level = "WARNING"
+log_level = "ERROR"
+"""mmengine's own log; the console line comes from ProgressHook."""
 env_cfg = dict(cudnn_benchmark=False, mp_cfg=dict(mp_start_method="fork"), dist_cfg=dict(backend="gloo"))
 """gloo works everywhere; set env_cfg.dist_cfg.backend=nccl on GPUs."""
 launcher = "none"
