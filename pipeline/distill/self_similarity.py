@@ -61,9 +61,7 @@ def features_at_cells(features: Tensor, view: View, grid_hw: tuple[int, int]) ->
     return sampled[0, :, 0].T, visible
 
 
-def similarity_rows(
-    features: Tensor, view: View, cells: Tensor, grid_hw: tuple[int, int]
-) -> tuple[Tensor, Tensor]:
+def similarity_rows(features: Tensor, view: View, cells: Tensor, grid_hw: tuple[int, int]) -> tuple[Tensor, Tensor]:
     """Cosine between the cell of each point and every cell, with what of it the view shows.
 
     Eq: S4M/self-similarity. ``C[i, j] = cos(f[c(i)], f[j])`` with
