@@ -7,7 +7,6 @@ on the evaluation set. A second run reuses what is finished.
 import json
 import platform
 import shutil
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -86,7 +85,6 @@ class Outcome:
     name: str
     label: str
     steps: int
-    seconds: float
     figures: Mapping[str, float] = field(default_factory=dict)
 
 
@@ -164,7 +162,6 @@ def _sam_options(work_dir: Path, scenes: SceneFiles) -> list[str]:
 def _train(row: Row, size: Size, work_dir: Path) -> Outcome:
     """Run a row, or read it where it is finished."""
     folder = work_dir / row.name
-    started = time.monotonic()
     steps = size.student_steps if row.teacher else size.teacher_steps
     options = [
         f"data_root={work_dir / 'scenes'}",
@@ -186,7 +183,7 @@ def _train(row: Row, size: Size, work_dir: Path) -> Outcome:
         workers=1,
         ray_address="local",
     )
-    return Outcome(row.name, row.label, steps, round(time.monotonic() - started, 1), figures)
+    return Outcome(row.name, row.label, steps, figures)
 
 
 def _checkpoint_of(folder: Path) -> Path:
