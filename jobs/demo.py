@@ -10,7 +10,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from jobs import precompute_sam, pseudo_label, training
 from jobs.demo_pictures import draw_refinement
@@ -59,7 +59,7 @@ class Row:
     """Only with --all-rows."""
 
     @property
-    def stage(self) -> str:
+    def stage(self) -> Literal["teacher", "student"]:
         """Teacher or student."""
         return "student" if self.teacher else "teacher"
 
@@ -175,13 +175,10 @@ def _train(row: Row, size: Size, work_dir: Path) -> Outcome:
         options += [f"teacher_checkpoint={_checkpoint_of(work_dir / row.teacher)}", f"burn_in={size.burn_in}"]
     figures = launch(
         CONFIGS / f"{row.config}.py",
+        stage=row.stage,
         cfg_options=options,
         work_dir=folder,
         resume=training.is_interrupted(folder),
-        overwrite=False,
-        dry_run=False,
-        workers=1,
-        ray_address="local",
     )
     return Outcome(row.name, row.label, steps, figures)
 

@@ -1,31 +1,50 @@
 """Start a training run: in this process, or in several that Ray Train starts."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from jobs.config_files import load_config
 from jobs.ray_training import train_on_ray
-from jobs.training import expand, finished_line, prepare, read_done, run_dir, say, train
+from jobs.training import expand, finished_line, has_teacher, prepare, read_done, run_dir, say, train
+from pipeline.errors import ConfigError
 
 
 def launch(
     config_path: Path,
     *,
+    stage: Literal["teacher", "student"],
     cfg_options: list[str],
-    work_dir: Path | None,
-    resume: bool,
-    overwrite: bool,
-    dry_run: bool,
-    workers: int,
-    ray_address: str,
+    work_dir: Path | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    dry_run: bool = False,
+    workers: int = 1,
+    ray_address: str = "local",
 ) -> dict[str, Any]:
-    """Prepare a run and train it here or in Ray Train workers; see ``jobs.train_teacher.run`` for the arguments.
+    """Train here or in Ray Train workers, or say that it is done.
+
+    Args:
+        config_path: A file of configs/teacher or configs/student, or a copy.
+        stage: Which of the two the config must describe.
+        cfg_options: key=value overrides.
+        work_dir: The run directory; work_dirs/<folder>_<name> by default.
+        resume: Go on from the last checkpoint.
+        overwrite: Delete the run directory first.
+        dry_run: Only print what would be done.
+        workers: Training processes; more than one are started by Ray Train.
+        ray_address: Cluster for those.
 
     Returns:
         The last validation's figures (empty for a dry run).
+
+    Raises:
+        ConfigError: a wrong config, or one of the other stage.
+        PipelineError: see :func:`jobs.training.prepare`, :func:`jobs.training.train` and
+            :func:`jobs.ray_training.train_on_ray`.
     """
+    config = load_config(config_path, cfg_options)
+    refuse_other_stage(config, stage, config_path)
     if dry_run:
-        config = load_config(config_path, cfg_options)
         expand(config)
         say(f"would train {config.max_iters} steps of {config.batch_size} images per worker, {workers} worker(s)")
         return {}
@@ -42,3 +61,20 @@ def launch(
         figures = read_done(run.work_dir)["validation"]
     say(finished_line(run, figures))
     return figures
+
+
+def refuse_other_stage(config: Any, stage: str, config_path: Path) -> None:
+    """Teachers and students are trained alike, so nothing else would notice the wrong command.
+
+    Raises:
+        ConfigError: the config describes the other stage.
+    """
+    found = "student" if has_teacher(config) else "teacher"
+    if found != stage:
+        raise ConfigError(
+            f"this config does not train a {stage}",
+            where=config_path,
+            expected=f"a config as in configs/{stage}",
+            got=f"one that trains a {found}",
+            fix=f"s4m-pipeline train-{found} {config_path}",
+        )

@@ -51,6 +51,8 @@ def main() -> None:
     parser.add_argument("--object-steps", type=int, default=3000)
     parser.add_argument("--crop-steps", type=int, default=3500)
     parser.add_argument("--full-steps", type=int, default=3500)
+    parser.add_argument("--crop-rate", type=float, default=8e-4, help="peak learning rate of stage 1")
+    parser.add_argument("--full-rate", type=float, default=6e-4, help="peak learning rate of stage 2")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--start", type=Path, help="averaged weights (.pt) of an earlier run to go on from")
     args = parser.parse_args()
@@ -73,8 +75,8 @@ def main() -> None:
         ObjectClassifier(model, data, args.seed).train(args.object_steps, batch=64, report=report_objects)
     trainer = BaseTrainer(model, data, args.seed)
     stages = [
-        BaseStage(crop=128, steps=args.crop_steps, images=8, learning_rate=8e-4),
-        BaseStage(crop=192, steps=args.full_steps, images=8, learning_rate=6e-4),
+        BaseStage(crop=128, steps=args.crop_steps, images=8, learning_rate=args.crop_rate),
+        BaseStage(crop=192, steps=args.full_steps, images=8, learning_rate=args.full_rate),
     ]
     for number, stage in enumerate(stages, start=1):
         if stage.steps == 0:

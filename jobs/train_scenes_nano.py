@@ -30,6 +30,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder for the weights and the log")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--scenes", type=int, default=8000)
+    parser.add_argument("--crop", type=int, default=96, help="side of stage 1's crops in pixels, a multiple of 8")
     parser.add_argument("--crop-steps", type=int, default=3000)
     parser.add_argument("--full-steps", type=int, default=4000)
     parser.add_argument("--crop-rate", type=float, default=1.5e-3, help="peak learning rate of stage 1")
@@ -49,7 +50,7 @@ def main() -> None:
         model.load_state_dict(torch.load(args.start, weights_only=True))
     trainer = NanoTrainer(model, data, args.seed)
     stages = [
-        Stage(crop=96, steps=args.crop_steps, images=8, prompts=5, learning_rate=args.crop_rate),
+        Stage(crop=args.crop, steps=args.crop_steps, images=8, prompts=5, learning_rate=args.crop_rate),
         Stage(crop=SCENE_SIZE, steps=args.full_steps, images=4, prompts=7, learning_rate=args.full_rate),
     ]
     started, rows = time.time(), []

@@ -1,40 +1,7 @@
 """``s4m-pipeline train-student``: learns the teacher's masks, refined by SAM or by its stored proposals."""
 
-from pathlib import Path
+from functools import partial
 
 from jobs.launch import launch
 
-
-def run(
-    config_path: Path,
-    *,
-    cfg_options: list[str],
-    work_dir: Path | None = None,
-    resume: bool = False,
-    overwrite: bool = False,
-    dry_run: bool = False,
-    workers: int = 1,
-    ray_address: str = "local",
-) -> None:
-    """Train, or say that it is done.
-
-    Args:
-        config_path: A file of configs/student or a copy.
-        cfg_options: key=value overrides.
-        work_dir: The run directory; work_dirs/<folder>_<name> by default.
-        resume: Go on from the last checkpoint.
-        overwrite: Delete the run directory first.
-        dry_run: Only print what would be done.
-        workers: Training processes; more than one are started by Ray Train.
-        ray_address: Cluster for those.
-    """
-    launch(
-        config_path,
-        cfg_options=cfg_options,
-        work_dir=work_dir,
-        resume=resume,
-        overwrite=overwrite,
-        dry_run=dry_run,
-        workers=workers,
-        ray_address=ray_address,
-    )
+run = partial(launch, stage="student")

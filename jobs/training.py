@@ -139,6 +139,11 @@ def prepare(
     return TrainingRun(resolved, folder, last_checkpoint(folder))
 
 
+def has_teacher(config: Any) -> bool:
+    """Whether a training config is a student's, with a teacher beside the network that learns."""
+    return "detector" in config.model
+
+
 def last_checkpoint(folder: Path) -> Path | None:
     """The newest checkpoint of a run that is complete on disk.
 
@@ -209,7 +214,7 @@ def train(run: TrainingRun, *, launcher: str = "none", device: str | None = None
     # Both before minutes go into building the rest.
     if run.resume_from is not None:
         read_checkpoint(run.resume_from)  # refuses what mmengine's own loader would unpickle
-    elif "detector" in config.model:
+    elif has_teacher(config):
         teacher_start(config.get("teacher_checkpoint"))
 
     runner = TrainingRunner.from_cfg(config)

@@ -19,7 +19,7 @@ from mmdet.structures.mask import BitmapMasks
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
-from pipeline.sam.nano_training import DenseHead, dense_loss, learning_rate
+from pipeline.sam.nano_training import DenseHead, MatrixOptimizer, dense_loss, learning_rate
 from pipeline.scenes.cache import SceneArrays
 
 MIN_PIXELS_IN_CROP = 30
@@ -121,10 +121,6 @@ class BaseTrainer:
         self.random = np.random.default_rng(seed)
         self.averaged = {k: v.detach().clone() for k, v in model.state_dict().items()}
 
-    def parameters(self) -> list[nn.Parameter]:
-        """Everything that is trained, the auxiliary head included."""
-        return [*self.model.parameters(), *self.dense_head.parameters(), *self.class_head.parameters()]
-
     def draw_batch(self, stage: BaseStage) -> tuple[Tensor, list[DetDataSample], Tensor, Tensor]:
         """Images [B, 3, c, c] normalised, mmdet samples, owners [B, c, c], class of each owner [B, M]."""
         images: list[Tensor] = []
@@ -215,16 +211,12 @@ def _sample(owner: np.ndarray, labels: np.ndarray) -> DetDataSample | None:
 
 def train_base_stage(trainer: BaseTrainer, stage: BaseStage, report: Callable[[int, dict[str, float]], None]) -> None:
     """Train one stage; ``report(step, averages)`` is called every 100 steps."""
-    optimizer = torch.optim.AdamW(trainer.parameters(), lr=stage.learning_rate, weight_decay=0.02)
+    modules = [trainer.model, trainer.dense_head, trainer.class_head]
+    optimizer = MatrixOptimizer(modules, weight_decay=0.02, betas=(0.9, 0.999))
     sums: dict[str, float] = {}
     for step in range(stage.steps):
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, stage.steps, stage.learning_rate)
         loss, log = trainer.loss(stage)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(trainer.parameters(), 1.0)
-        optimizer.step()
+        optimizer.step(loss, learning_rate(step, stage.steps, stage.learning_rate))
         trainer.average(min(0.999, (1 + step) / (10 + step)))
         for name, value in {**log, "loss": float(loss.detach())}.items():
             sums[name] = sums.get(name, 0.0) + value

@@ -280,6 +280,16 @@ def test_a_run_directory_stands_for_its_newest_checkpoint(teacher_run):
     assert teacher_start("scenes-base") == "scenes-base"
 
 
+@pytest.mark.parametrize(
+    ("command", "config", "right"),
+    [(train_teacher, STUDENT, "train-student"), (train_student, TEACHER, "train-teacher")],
+)
+def test_a_config_of_the_other_stage_is_refused(command, config, right, tmp_path):
+    with pytest.raises(ConfigError, match=rf"does not train a[\s\S]*{config.name}[\s\S]*s4m-pipeline {right}"):
+        command.run(config, cfg_options=[], work_dir=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_dry_run_writes_nothing(scenes, tmp_path, capsys):
     options = small(scenes)
     train_teacher.run(TEACHER, cfg_options=options, work_dir=tmp_path / "run", dry_run=True)

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from pipeline.sam.nano_training import (
     IMAGE_SIZE,
     SCENE_SIZE,
+    MatrixOptimizer,
     NanoTrainer,
     Prompts,
     Stage,
@@ -78,10 +79,33 @@ def test_a_step_has_a_gradient_and_is_reproducible(scenes):
         loss, _ = trainer.loss(Stage(crop=96, steps=1, images=2, prompts=2, learning_rate=1e-3))
         loss.backward()
         losses.append(float(loss.detach()))
-        norm = sum(float(p.grad.abs().sum()) for p in trainer.parameters() if p.grad is not None)
+        norm = sum(float(p.grad.abs().sum()) for p in trainer.model.parameters() if p.grad is not None)
         assert np.isfinite(norm)
         assert norm > 0
     assert losses[0] == losses[1]
+
+
+def test_every_parameter_has_one_optimizer_and_a_step_changes_it(scenes):
+    torch.manual_seed(0)
+    model = build_model("pipeline/assets/scenes_nano.yaml")
+    trainer = NanoTrainer(model, scenes, seed=3)
+    optimizer = MatrixOptimizer([model, trainer.dense_head], weight_decay=0.0, betas=(0.9, 0.98))
+    adam, muon = ({id(p) for group in part.param_groups for p in group["params"]} for part in optimizer.parts)
+    assert not adam & muon
+    everything = [*model.named_parameters(), *trainer.dense_head.named_parameters()]
+    assert adam | muon == {id(p) for _, p in everything}
+    inside = {name for name, p in everything if id(p) in muon}
+    assert "image_encoder.trunk.blocks.3.attn.qkv.weight" in inside
+    assert not any("embed" in name or "bias" in name for name in inside)
+    before = {name: p.detach().clone() for name, p in everything}
+    loss, _ = trainer.loss(Stage(crop=96, steps=1, images=2, prompts=2, learning_rate=1e-3))
+    norm = optimizer.step(loss, rate=1e-2)
+    assert np.isfinite(norm)
+    assert norm > 0
+    used = [name for name, p in everything if p.grad is not None and p.grad.abs().sum() > 0]
+    unchanged = [name for name, p in everything if name in used and torch.equal(p, before[name])]
+    assert len(used) > 150
+    assert unchanged == []
 
 
 def test_clicks_hit_what_they_ask_for(model, scenes):
