@@ -8,7 +8,7 @@ from mmdet.datasets.transforms import RandomCrop, RandomFlip, Resize
 from mmengine.dataset import DefaultSampler
 from mmengine.dataset.utils import pseudo_collate
 
-from pipeline.data.instance_dataset import InstanceDataset, StreamDataset, StreamSampler
+from pipeline.data.instance_dataset import CheckedDataset, InstanceDataset, StreamDataset, StreamSampler
 from pipeline.data.transforms import DropSmallInstances, HideGroundTruth, LoadSimilarityTargets, PackSample
 from pipeline.models.training_hooks import MaskApMetric
 
@@ -20,6 +20,8 @@ val_annotations = "data/coco/annotations/instances_val2017.json"
 val_images = "data/coco/val2017"
 store = "work_dirs/sam_store"
 """Written by ``s4m-pipeline precompute-sam``."""
+max_broken_share = 0.01
+"""Broken images are named and left out; more than this share of a set ends the run."""
 
 geometry = [
     dict(type=RandomFlip, prob=0.5),
@@ -27,13 +29,17 @@ geometry = [
     dict(type=RandomCrop, crop_size=(1024, 1024), crop_type="absolute", allow_negative_crop=True),
 ]
 train_images = dict(
-    type=InstanceDataset, annotation_file="{annotations}", image_root="{image_root}", split_file="{split_file}"
+    type=InstanceDataset,
+    annotation_file="{annotations}",
+    image_root="{image_root}",
+    split_file="{split_file}",
 )
 targets = dict(type=LoadSimilarityTargets, store="{store}", num_inside=64, num_uniform=64)
 labelled_stream = dict(
     type=StreamDataset,
     seed="{seed}",
     name="labelled",
+    max_broken_share="{max_broken_share}",
     dataset=dict(
         **train_images,
         part="labelled",
@@ -44,6 +50,7 @@ unlabelled_stream = dict(
     type=StreamDataset,
     seed="{seed}",
     name="unlabelled",
+    max_broken_share="{max_broken_share}",
     dataset=dict(
         **train_images,
         part="unlabelled",
@@ -56,10 +63,11 @@ val_dataloader = dict(
     sampler=dict(type=DefaultSampler, shuffle=False),
     collate_fn=dict(type=pseudo_collate),
     dataset=dict(
-        type=InstanceDataset,
+        type=CheckedDataset,
         annotation_file="{val_annotations}",
         image_root="{val_images}",
         with_masks=False,
+        max_broken_share="{max_broken_share}",
         pipeline=[dict(type=Resize, scale=(1333, 800), keep_ratio=True), dict(type=PackSample)],
     ),
 )

@@ -8,13 +8,15 @@ from mmdet.datasets.transforms import RandomCrop, RandomFlip, Resize
 from mmengine.dataset import DefaultSampler
 from mmengine.dataset.utils import pseudo_collate
 
-from pipeline.data.instance_dataset import InstanceDataset, StreamDataset, StreamSampler
+from pipeline.data.instance_dataset import CheckedDataset, InstanceDataset, StreamDataset, StreamSampler
 from pipeline.data.transforms import DropSmallInstances, HideGroundTruth, PackSample
 from pipeline.models.training_hooks import MaskApMetric
 
 data_root = "demo/scenes"
 """Where ``s4m-pipeline demo`` writes them."""
 split_file = "{data_root}/split.json"
+max_broken_share = 0.01
+"""Broken images are named and left out; more than this share of a set ends the run."""
 
 geometry = [
     dict(type=RandomResize, scale=(192, 192), ratio_range=(0.8, 1.25), keep_ratio=True, resize_type=Resize),
@@ -32,6 +34,7 @@ labelled_stream = dict(
     type=StreamDataset,
     seed="{seed}",
     name="labelled",
+    max_broken_share="{max_broken_share}",
     dataset=dict(
         **train_images, part="labelled", pipeline=[*geometry, dict(type=DropSmallInstances), dict(type=PackSample)]
     ),
@@ -40,6 +43,7 @@ unlabelled_stream = dict(
     type=StreamDataset,
     seed="{seed}",
     name="unlabelled",
+    max_broken_share="{max_broken_share}",
     dataset=dict(
         **train_images, part="unlabelled", pipeline=[*geometry, dict(type=HideGroundTruth), dict(type=PackSample)]
     ),
@@ -52,10 +56,11 @@ val_dataloader = dict(
     sampler=dict(type=DefaultSampler, shuffle=False),
     collate_fn=dict(type=pseudo_collate),
     dataset=dict(
-        type=InstanceDataset,
+        type=CheckedDataset,
         annotation_file="{val_annotations}",
         image_root="{val_images}",
         with_masks=False,
+        max_broken_share="{max_broken_share}",
         pipeline=[dict(type=PackSample)],
     ),
 )

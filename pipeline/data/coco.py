@@ -39,6 +39,8 @@ __all__ = [
     "load_coco",
     "load_images",
     "make_coco",
+    "reason_of",
+    "refuse_many_broken",
     "subset",
     "without_images",
     "write_coco",
@@ -258,17 +260,27 @@ def check_image_files(
         log.warning("broken image %s: %s", entry.file_name, entry.reason)
     if broken:
         log.warning("%d of %d images are broken and left out", len(broken), total)
-    if len(broken) > max_broken_share * total:
-        lines = [f"\n    - {entry.file_name}: {entry.reason}" for entry in broken[:20]]
-        lines += [f"\n    ... and {len(broken) - 20} more"] if len(broken) > 20 else []
-        raise TooManyQuarantinedError(
-            f"{len(broken)} of {total} images are broken",
-            where=coco.image_root,
-            expected=f"at most {100 * max_broken_share:g} %",
-            got="".join(lines),
-            fix="replace these files, or allow a larger share of broken images",
-        )
+    refuse_many_broken(broken, total, max_broken_share, where=coco.image_root)
     return broken
+
+
+def refuse_many_broken(broken: Sequence[BrokenImage], total: int, max_share: float, *, where: Path) -> None:
+    """Compare the number of broken images with the allowed share (0 to 1) of ``total``.
+
+    Raises:
+        TooManyQuarantinedError: more; names the first 20.
+    """
+    if len(broken) <= max_share * total:
+        return
+    lines = [f"\n    - {entry.file_name}: {entry.reason}" for entry in broken[:20]]
+    lines += [f"\n    ... and {len(broken) - 20} more"] if len(broken) > 20 else []
+    raise TooManyQuarantinedError(
+        f"{len(broken)} of {total} images are broken",
+        where=where,
+        expected=f"at most {100 * max_share:g} %",
+        got="".join(lines),
+        fix="replace these files, or allow a larger share of broken images (max_broken_share)",
+    )
 
 
 def _file_problem(coco: CocoSet, image: CocoImage, decode: bool) -> str | None:

@@ -4,9 +4,11 @@ A training stream is a function of its position: position p of a stream always g
 augmentation, whatever the number of workers and wherever the run was interrupted.
 """
 
+import logging
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,17 @@ from mmengine.dist import get_dist_info
 from mmengine.registry import DATASETS
 from torch.utils.data import Dataset, Sampler
 
-from pipeline.data.coco import CocoSet, load_coco, load_images, subset
+from pipeline.data.coco import (
+    BrokenImage,
+    CocoSet,
+    check_image_files,
+    load_coco,
+    load_images,
+    reason_of,
+    refuse_many_broken,
+    subset,
+    without_images,
+)
 from pipeline.data.splits import load_split
 from pipeline.errors import ConfigError, InputError
 from pipeline.images import read_image
@@ -27,6 +39,7 @@ from pipeline.masks import rle
 Record = dict[str, Any]
 _PARTS = ("all", "labelled", "unlabelled")
 _MAX_REDRAWS = 20
+_LOG = logging.getLogger(__name__)
 
 
 class InstanceDataset(Dataset):
@@ -73,7 +86,7 @@ class InstanceDataset(Dataset):
         if part != "all" and split_file is not None:
             chosen = load_split(Path(split_file), whole)
             ids = list(chosen.labelled if part == "labelled" else chosen.unlabelled)
-        self.coco: CocoSet = subset(whole, ids)
+        self.coco: CocoSet = replace(subset(whole, ids), broken=whole.broken if part == "all" else ())
         if not self.coco.images:
             raise InputError("the data set is empty", where=source, got=f"part {part}", fix="check the split file")
         self.with_masks = with_masks
@@ -126,38 +139,89 @@ class InstanceDataset(Dataset):
         }
 
 
+class CheckedDataset(InstanceDataset):
+    """An :class:`InstanceDataset` whose images were all read once, for what goes through it to its end."""
+
+    def __init__(self, *, max_broken_share: float = 0.01, **settings: Any) -> None:
+        """Read every image; broken ones are named and left out.
+
+        Args:
+            max_broken_share: Share of broken images, 0 to 1, above which the data set is refused.
+            settings: Those of :class:`InstanceDataset`.
+
+        Raises:
+            TooManyQuarantinedError: more images are broken than allowed.
+            InputError: see :class:`InstanceDataset`.
+        """
+        super().__init__(**settings)
+        broken = check_image_files(self.coco, max_broken_share=max_broken_share, decode=True)
+        self.coco = without_images(self.coco, broken)
+
+
 class StreamDataset(Dataset):
     """An endless, shuffled, augmented stream over a data set, addressed by position."""
 
-    def __init__(self, dataset: Mapping[str, Any], *, seed: int, name: str = "stream") -> None:
+    def __init__(
+        self, dataset: Mapping[str, Any], *, seed: int, name: str = "stream", max_broken_share: float = 0.01
+    ) -> None:
         """Build the inner data set.
 
         Args:
             dataset: Config of an :class:`InstanceDataset`.
             seed: With ``name``, fixes order and augmentation.
             name: Streams of different names differ though seeds are equal.
+            max_broken_share: Share of images that cannot be used, 0 to 1, above which reading ends.
         """
         self.dataset: InstanceDataset = DATASETS.build(dict(dataset))
         self.seed, self.name = seed, [ord(letter) for letter in name]
-        self.metainfo = self.dataset.metainfo
+        self.metainfo, self.max_broken_share = self.dataset.metainfo, max_broken_share
         self._epoch_order: tuple[int, Any] = (-1, None)
+        self._broken = {entry.file_name: entry for entry in self.dataset.coco.broken}
 
     def __len__(self) -> int:
         """Return the images of one pass."""
         return len(self.dataset)
 
     def __getitem__(self, position: int) -> Record:
-        """Sample at ``position`` >= 0. A draw that the transforms give up is drawn again, then the next image."""
+        """Sample at ``position`` >= 0. A draw that the transforms give up is drawn again, then the next image.
+
+        The next image also takes the place of one that cannot be used: broken, or without SAM's targets.
+
+        Raises:
+            TooManyQuarantinedError: more images cannot be used than allowed.
+            InputError: no draw succeeded.
+        """
+        shift = 0
         for attempt in range(_MAX_REDRAWS):
-            index = self.index_at(position + attempt * (attempt >= _MAX_REDRAWS // 2))
+            index = self.index_at(position + shift)
             with seeded([self.seed, *self.name, position, attempt]):
-                sample = self.dataset[index]
+                try:
+                    sample = self.dataset[index]
+                except ConfigError:
+                    raise
+                except InputError as error:
+                    self._set_aside(index, error)
+                    sample, shift = None, shift + 1
+                    continue
             if sample is not None:
                 return sample
+            shift += attempt + 1 >= _MAX_REDRAWS // 2
         raise InputError(
             f"no usable crop in {_MAX_REDRAWS} draws",
             where=self.dataset.coco.images[self.index_at(position)].file_name,
             fix="check that the labelled images have objects of a size that survives the transforms",
+        )
+
+    def _set_aside(self, index: int, error: InputError) -> None:
+        """Name an image that cannot be used, the first time; every reading process keeps its own count."""
+        name = self.dataset.coco.images[index].file_name
+        if name in self._broken:
+            return
+        self._broken[name] = BrokenImage(name, reason_of(error))
+        total = len(self.dataset) + len(self.dataset.coco.broken)
+        _LOG.warning("left out %s: %s (%d of %d images)", name, reason_of(error), len(self._broken), total)
+        refuse_many_broken(
+            list(self._broken.values()), total, self.max_broken_share, where=self.dataset.coco.image_root
         )
 
     def index_at(self, position: int) -> int:

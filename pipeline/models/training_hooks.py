@@ -15,7 +15,7 @@ from mmengine.model import MMDistributedDataParallel, is_model_wrapper
 from mmengine.runner import IterBasedTrainLoop, Runner
 from torch import nn
 
-from pipeline.data.coco import CocoSet, load_coco
+from pipeline.data.coco import CocoSet, load_coco, subset
 from pipeline.errors import ConfigError
 from pipeline.evaluation.coco_ap import mask_ap
 from pipeline.masks import rle
@@ -189,13 +189,14 @@ class MaskApMetric(BaseMetric):
         self._coco: CocoSet = load_coco(Path(annotation_file), Path(image_root), class_names=class_names)
 
     def process(self, data_batch: Any, data_samples: Sequence[Mapping[str, Any]]) -> None:
-        """Collect detections as COCO results."""
+        """Collect detections as COCO results, with the image they are of."""
         for sample in data_samples:
-            self.results.append(detections(sample, self._coco))
+            self.results.append((int(sample["img_id"]), detections(sample, self._coco)))
 
-    def compute_metrics(self, results: list[list[dict[str, Any]]]) -> dict[str, float]:
-        """AP, AP50, AP75, AR100 in [0, 1]."""
-        figures = mask_ap(self._coco, [entry for image in results for entry in image])
+    def compute_metrics(self, results: list[tuple[int, list[dict[str, Any]]]]) -> dict[str, float]:
+        """AP, AP50, AP75, AR100 in [0, 1], over the images that were seen: broken ones were left out, and named."""
+        seen = subset(self._coco, (image_id for image_id, _ in results))
+        figures = mask_ap(seen, [entry for _, entries in results for entry in entries])
         named = {"mask_AP": figures.ap, "mask_AP50": figures.ap50, "mask_AP75": figures.ap75, "AR100": figures.ar100}
         return {name: float(value or 0.0) for name, value in named.items()}
 

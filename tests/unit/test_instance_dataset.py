@@ -1,6 +1,7 @@
 """Streams are functions of their position: whatever the order, the interruption and the number of workers."""
 
 import random
+import shutil
 from itertools import islice
 
 import numpy as np
@@ -14,9 +15,16 @@ from mmengine.dataset.utils import pseudo_collate
 from mmengine.registry import init_default_scope
 from torch.utils.data import DataLoader
 
-from pipeline.data.instance_dataset import InstanceDataset, PairedStream, StreamDataset, StreamSampler, seeded
+from pipeline.data.instance_dataset import (
+    CheckedDataset,
+    InstanceDataset,
+    PairedStream,
+    StreamDataset,
+    StreamSampler,
+    seeded,
+)
 from pipeline.data.transforms import DropSmallInstances, HideGroundTruth, PackSample
-from pipeline.errors import ConfigError, InputError
+from pipeline.errors import ConfigError, InputError, TooManyQuarantinedError
 from pipeline.images import read_image
 from pipeline.masks import rle
 from tests.toy_scenes import small_scenes
@@ -211,6 +219,69 @@ def test_nothing_usable_at_all_is_said(scenes):
     data = build(stream(scenes, pipeline=[GiveUp(1.1)]))
     with pytest.raises(InputError, match="no usable crop"):
         data[0]
+
+
+@pytest.fixture
+def damaged(scenes, tmp_path):
+    """A copy of the scenes in which the image at position 2 is cut short."""
+    folder = tmp_path / "images"
+    shutil.copytree(scenes.image_root, folder)
+    data = build(stream(scenes))
+    name = data.dataset.coco.images[data.index_at(2)].file_name
+    (folder / name).write_bytes((folder / name).read_bytes()[:200])
+    return folder, name
+
+
+def damaged_stream(scenes, folder, share):
+    config = stream(scenes)
+    config["max_broken_share"] = share
+    config["dataset"]["image_root"] = str(folder)
+    return build(config)
+
+
+def test_a_broken_image_is_named_once_and_the_next_takes_its_place(scenes, damaged, caplog):
+    folder, name = damaged
+    data = damaged_stream(scenes, folder, 0.2)
+    whole = build(stream(scenes))
+    for _ in range(2):
+        for position in range(7):
+            place = position + (position == 2)
+            expected = whole.dataset.coco.images[whole.index_at(place)].image_id
+            assert data[position]["data_samples"].img_id == expected
+    (message,) = caplog.messages
+    assert message.startswith(f"left out {name}: ")
+    assert message.endswith("(1 of 7 images)")
+
+
+def test_more_broken_images_than_allowed_end_the_run(scenes, damaged):
+    folder, name = damaged
+    data = damaged_stream(scenes, folder, 0.1)
+    assert data[0]["data_samples"].img_id
+    with pytest.raises(TooManyQuarantinedError, match=rf"1 of 7 images are broken[\s\S]*10 %[\s\S]*{name}"):
+        data[2]
+
+
+def test_a_wrong_setting_is_no_broken_image(scenes):
+    class Wrong:
+        def __call__(self, results):
+            raise ConfigError("too few points per image")
+
+    data = build(stream(scenes, pipeline=[Wrong()]))
+    data.max_broken_share = 1.0
+    with pytest.raises(ConfigError, match="too few points"):
+        data[0]
+
+
+def test_a_set_that_is_gone_through_to_its_end_is_checked_first(scenes, damaged, caplog):
+    folder, name = damaged
+    settings = images(scenes, image_root=str(folder))
+    settings.pop("type")
+    data = CheckedDataset(**settings, max_broken_share=0.2)
+    assert len(data) == 6
+    assert name not in [image.file_name for image in data.coco.images]
+    assert any(name in message for message in caplog.messages)
+    with pytest.raises(TooManyQuarantinedError, match=name):
+        CheckedDataset(**settings)
 
 
 def test_pairs_hold_both_streams_at_the_same_position(scenes):

@@ -205,6 +205,14 @@ def test_the_metric_is_one_for_the_truth_and_zero_for_its_opposite(scenes):
         assert figures["coco/mask_AP"] == pytest.approx(expected)
 
 
+def test_the_metric_counts_the_images_that_were_seen(scenes):
+    file, root = scenes.annotations("val"), scenes.image_root
+    coco = load_coco(file, root)
+    metric = MaskApMetric(annotation_file=str(file), image_root=str(root))
+    metric.process(None, [prediction(coco, coco.images[0])])
+    assert metric.evaluate(1)["coco/mask_AP"] == pytest.approx(1.0)
+
+
 def test_no_detection_at_all_is_an_ap_of_zero(scenes):
     file, root = scenes.annotations("val"), scenes.image_root
     metric = MaskApMetric(annotation_file=str(file), image_root=str(root))
