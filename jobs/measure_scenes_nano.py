@@ -7,19 +7,17 @@ configs/sam/scenes.py (recall at IoU 0.5 and 0.75, proposals and seconds an imag
 import argparse
 import statistics
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from jobs.config_files import load_config
 from jobs.training import provenance
 from pipeline.data.coco import write_json
+from pipeline.evaluation.library_recall import LibraryRecall, library_recall
 from pipeline.masks import rle
-from pipeline.masks.overlap import pairwise_iou
 from pipeline.sam.nano_training import click_quality
 from pipeline.sam.sam2_backend import Sam2Backend, build_backend
 from pipeline.sam.segment_everything import GeneratorSettings, segment_everything
@@ -70,30 +68,21 @@ def measure(backend: Sam2Backend, seed: int, num: int, settings: GeneratorSettin
 
 def library_quality(backend: Sam2Backend, scenes: SceneArrays, settings: GeneratorSettings) -> dict[str, float]:
     """Recall of the instances by the proposals, proposals and seconds per image, and how good the proposals are."""
-    best: list[float] = []
-    of_proposals: list[float] = []
-    seconds = []
+    recall, seconds = LibraryRecall((), ()), []
     for image, owner in zip(scenes.images, scenes.owners, strict=True):
         started = time.perf_counter()
         proposals = segment_everything(backend, backend.embed([image])[0], settings)
         seconds.append(time.perf_counter() - started)
-        truth = np.stack([owner == k + 1 for k in range(int(owner.max()))])
-        iou = pairwise_iou(truth, _masks([p.rle_counts for p in proposals], owner.shape))
-        best += iou.max(axis=1, initial=0).tolist()
-        of_proposals += iou.max(axis=0, initial=0).tolist()
+        height, width = owner.shape
+        truth = rle.encode_many(np.stack([owner == k + 1 for k in range(int(owner.max()))]))
+        recall += library_recall(truth, [{"size": [height, width], "counts": p.rle_counts} for p in proposals])
     return {
-        "recall_50": float(np.mean(np.array(best) > 0.5)),
-        "recall_75": float(np.mean(np.array(best) > 0.75)),
-        "proposals_per_image": len(of_proposals) / len(seconds),
-        "proposals_on_objects": float(np.mean(np.array(of_proposals) > 0.5)) if of_proposals else 0.0,
+        "recall_50": recall.at(0.5) or 0.0,
+        "recall_75": recall.at(0.75) or 0.0,
+        "proposals_per_image": len(recall.best_of_proposals) / len(seconds),
+        "proposals_on_objects": recall.proposals_on_objects or 0.0,
         "seconds_per_image": statistics.median(seconds),
     }
-
-
-def _masks(counts: Sequence[str], size_hw: tuple[int, ...]) -> NDArray[np.bool_]:
-    height, width = size_hw
-    masks = [rle.decode({"size": [height, width], "counts": code}) for code in counts]
-    return np.stack(masks) if masks else np.zeros((0, height, width), bool)
 
 
 if __name__ == "__main__":

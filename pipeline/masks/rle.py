@@ -75,6 +75,13 @@ def area(rle: Rle) -> int:
     return int((spans[:, 1] - spans[:, 0]).sum())
 
 
+def pairwise_iou(rles: Sequence[Rle], others: Sequence[Rle]) -> NDArray[np.float64]:
+    """Intersection over union [N, M] of every mask with every other, decoding none; all of one size."""
+    if not rles or not others:
+        return np.zeros((len(rles), len(others)))
+    return np.asarray(coco_mask.iou(list(rles), list(others), [0] * len(others)), np.float64)
+
+
 def bbox_xywh(rle: Rle) -> tuple[float, float, float, float]:
     """Return the tight box (x, y, width, height) in pixels; all zero for an empty mask."""
     spans = runs(rle)

@@ -11,6 +11,7 @@ from pycocotools import mask as coco_mask
 
 from pipeline.errors import AnnotationError
 from pipeline.masks import rle
+from pipeline.masks.overlap import pairwise_iou as dense_iou
 
 # pycocotools' own array type does not know numpy 2's `copy` keyword; only its decoder, which is the oracle here, warns.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
@@ -259,3 +260,14 @@ def test_real_annotations_equal_pycocotools(name):
         np.testing.assert_array_equal(rle.decode(code), coco_mask.decode(theirs).astype(bool))
         checked += 1
     assert checked
+
+
+def test_pairwise_iou_is_that_of_the_dense_masks():
+    random = np.random.default_rng(0)
+    masks, others = random.random((5, 9, 13)) < 0.5, random.random((4, 9, 13)) < 0.4
+    others[0] = masks[2]
+    found = rle.pairwise_iou(rle.encode_many(masks), rle.encode_many(others))
+    np.testing.assert_allclose(found, dense_iou(masks, others))
+    assert found[2, 0] == 1.0
+    assert rle.pairwise_iou([], rle.encode_many(others)).shape == (0, 4)
+    assert rle.pairwise_iou(rle.encode_many(masks), []).shape == (5, 0)
