@@ -1,10 +1,13 @@
 """Training on several workers: Ray Train starts the processes and their group, MMEngine runs inside."""
 
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from jobs.ray_runner import LOCAL, START, WorkerSettings, connected
-from jobs.training import TrainingRun, train
+from jobs.training import TrainingRun, say, train
 from pipeline.errors import EnvironmentProblemError, PipelineError
 
 
@@ -25,6 +28,8 @@ def train_on_ray(run: TrainingRun, *, workers: int, ray_address: str) -> None:
     from ray.train import RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
+    from pipeline.models.training_hooks import PROGRESS_FILE
+
     start = START if ray_address == LOCAL else ray_address
     with connected(start, WorkerSettings(count=workers)):
         use_gpu = gpu_for_each(_device_of(run), workers)
@@ -37,9 +42,45 @@ def train_on_ray(run: TrainingRun, *, workers: int, ray_address: str) -> None:
             run_config=RunConfig(storage_path=str(run.work_dir.resolve() / "ray"), name="train"),
         )
         try:
-            trainer.fit()
+            with followed(run.work_dir / PROGRESS_FILE):
+                trainer.fit()
         except Exception as error:
             raise _cause(error) from error
+
+
+@contextmanager
+def followed(file: Path, *, seconds: float = 1.0) -> Iterator[None]:
+    """Print the lines that others append to a file, for the time of the block.
+
+    Ray can print what its workers print, but then also what its own watchers have to say, once a second.
+
+    Args:
+        file: Need not be there yet.
+        seconds: Between two looks.
+    """
+    position, stop = file.stat().st_size if file.exists() else 0, threading.Event()
+
+    def show() -> None:
+        nonlocal position
+        if file.exists():
+            with file.open("rb") as lines:
+                lines.seek(position)
+                whole = [line for line in lines if line.endswith(b"\n")]
+            position += sum(map(len, whole))
+            say(b"".join(whole).decode().rstrip("\n")) if whole else None
+
+    def watch() -> None:
+        while not stop.wait(seconds):
+            show()
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        watcher.join()
+        show()
 
 
 def gpu_for_each(device: str, workers: int) -> bool:

@@ -24,6 +24,9 @@ AT_BURN_IN_END = ("copy", "keep")
 _SHOWN = ("refiner/", "pseudo/", "quality/", "loss_structural")
 
 
+PROGRESS_FILE = "progress.log"
+
+
 class BurnInEmaHook(Hook):
     """Teacher frozen for the burn-in, then an exponential moving average of the student.
 
@@ -98,7 +101,7 @@ class StepSeedHook(Hook):
 
 
 class ProgressHook(Hook):
-    """One console line every few steps: losses, refiner outcomes, speed, time left."""
+    """One line every few steps: losses, refiner outcomes, speed, time left; on the console and in a file of the run."""
 
     priority = "VERY_LOW"
 
@@ -121,7 +124,10 @@ class ProgressHook(Hook):
         shown = {n: float(v) for n, v in (outputs or {}).items() if n == "loss" or n.startswith(_SHOWN)}
         text = "  ".join(f"{name} {value:.3g}" for name, value in shown.items())
         minutes, rest = divmod(round(seconds * (runner.max_iters - step)), 60)
-        print(f"step {step}/{runner.max_iters}  {text}  {seconds:.2f} s/step  ETA {minutes}:{rest:02d}", flush=True)
+        line = f"step {step}/{runner.max_iters}  {text}  {seconds:.2f} s/step  ETA {minutes}:{rest:02d}"
+        print(line, flush=True)
+        with Path(runner.work_dir, PROGRESS_FILE).open("a") as file:
+            file.write(f"{line}\n")
 
 
 def _unwrapped(model: Any) -> Any:

@@ -1,6 +1,7 @@
 """Training on Ray: two processes end with the same networks, errors arrive as they are, small clusters are refused."""
 
 import json
+import time
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 import torch
 
 from jobs import train_student, train_teacher, training
-from jobs.ray_training import _cause, gpu_for_each
+from jobs.ray_training import _cause, followed, gpu_for_each
 from pipeline.errors import CheckpointError, EnvironmentProblemError
 from pipeline.models.weights import read_checkpoint
 from tests.toy_scenes import small_scenes
@@ -81,13 +82,46 @@ def small_teacher(scenes):
     return [o.replace(".labelled.", ".") for o in kept if ".unlabelled." not in o]
 
 
+def test_lines_that_others_append_are_printed_once_and_whole(tmp_path, capsys):
+    file = tmp_path / "progress.log"
+    file.write_text("of an earlier run\n")
+    with followed(file, seconds=0.01), file.open("a") as lines:
+        lines.write("one\ntw")
+        lines.flush()
+        wait_for(lambda: "one" in capsys.readouterr().out)
+        lines.write("o\n")
+    assert capsys.readouterr().out == "two\n"
+
+
+def test_what_is_written_before_an_error_is_printed_too(tmp_path, capsys):
+    def train():
+        with followed(tmp_path / "progress.log", seconds=60):
+            (tmp_path / "progress.log").write_text("step 1\nstep 2\n")
+            raise ValueError("worker died")
+
+    with pytest.raises(ValueError, match="worker"):
+        train()
+    assert capsys.readouterr().out == "step 1\nstep 2\n"
+
+
+def wait_for(happened, seconds=10.0):
+    end = time.monotonic() + seconds
+    while not happened():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
 @pytest.mark.slow
-def test_two_workers_train_one_student(scenes, tmp_path):
+def test_two_workers_train_one_student(scenes, tmp_path, capsys):
     teacher = CONFIGS / "teacher/scenes_supervised.py"
     train_teacher.run(teacher, cfg_options=small_teacher(scenes), work_dir=tmp_path / "teacher")
     folder, options = tmp_path / "student", small_student(scenes, tmp_path / "teacher")
     student = Path(__file__).with_name("toy_student.py")
     train_student.run(student, cfg_options=options, work_dir=folder, workers=2)
+    assert [line.split()[1] for line in capsys.readouterr().out.splitlines() if line.startswith("step ")] == [
+        *("1/3", "2/3", "3/3"),  # the teacher's, here
+        *("1/3", "2/3", "3/3"),
+    ]
     done = training.read_done(folder)
     assert done["iterations"] == 3
     assert set(done["validation"]) == {"mask_AP", "mask_AP50", "mask_AP75", "AR100"}

@@ -163,8 +163,8 @@ def test_the_stream_starts_late_and_reads_nothing_before():
     assert loader.started == [40]
 
 
-def test_progress_is_printed_every_interval_and_at_the_end(capsys):
-    hook, runner = ProgressHook(interval=2), SimpleNamespace(iter=0, max_iters=5)
+def test_progress_is_printed_every_interval_and_at_the_end(capsys, tmp_path):
+    hook, runner = ProgressHook(interval=2), SimpleNamespace(iter=0, max_iters=5, work_dir=str(tmp_path))
     hook.before_train(runner)
     for runner.iter in range(5):
         hook.after_train_iter(
@@ -174,6 +174,7 @@ def test_progress_is_printed_every_interval_and_at_the_end(capsys):
     assert [line.split()[1] for line in lines] == ["2/5", "4/5", "5/5"]
     assert all("loss 1.5" in line and "refiner/matched 3" in line and "loss_cls" not in line for line in lines)
     assert "ETA 0:00" in lines[-1]
+    assert (tmp_path / "progress.log").read_text().splitlines() == lines
 
 
 @pytest.fixture(scope="module")
