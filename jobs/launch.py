@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from jobs.config_files import load_config
 from jobs.ray_training import train_on_ray
-from jobs.training import expand, finished_line, has_teacher, prepare, read_done, run_dir, say, train
+from jobs.training import expand, finished_line, has_teacher, held, prepare, read_done, run_dir, say, train
 from pipeline.errors import ConfigError
 
 
@@ -39,6 +39,7 @@ def launch(
 
     Raises:
         ConfigError: a wrong config, or one of the other stage.
+        InputError: another process trains in the run directory.
         PipelineError: see :func:`jobs.training.prepare`, :func:`jobs.training.train` and
             :func:`jobs.ray_training.train_on_ray`.
     """
@@ -48,17 +49,18 @@ def launch(
         expand(config)
         say(f"would train {config.max_iters} steps of {config.batch_size} images per worker, {workers} worker(s)")
         return {}
-    run = prepare(config_path, cfg_options=cfg_options, work_dir=work_dir, resume=resume, overwrite=overwrite)
-    if run is None:
-        folder = run_dir(config_path, work_dir)
-        figures: dict[str, Any] = read_done(folder)["validation"]
-        say(f"already finished: {folder} ({figures})")
-        return figures
-    if workers == 1:
-        figures = train(run)
-    else:
-        train_on_ray(run, workers=workers, ray_address=ray_address)
-        figures = read_done(run.work_dir)["validation"]
+    folder = run_dir(config_path, work_dir)
+    with held(folder):
+        run = prepare(config_path, cfg_options=cfg_options, work_dir=work_dir, resume=resume, overwrite=overwrite)
+        if run is None:
+            figures: dict[str, Any] = read_done(folder)["validation"]
+            say(f"already finished: {folder} ({figures})")
+            return figures
+        if workers == 1:
+            figures = train(run)
+        else:
+            train_on_ray(run, workers=workers, ray_address=ray_address)
+            figures = read_done(run.work_dir)["validation"]
     say(finished_line(run, figures))
     return figures
 

@@ -4,6 +4,7 @@ A run directory holds ``resolved_config.py`` (what was meant), ``provenance.json
 and, once finished, ``done.json``. The same command again is then a no-op.
 """
 
+import contextlib
 import json
 import logging
 import os
@@ -14,10 +15,13 @@ import sys
 import uuid
 import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from jobs.config_files import load_config, write_resolved
 from pipeline.data.coco import write_json
@@ -142,6 +146,31 @@ def prepare(
 def has_teacher(config: Any) -> bool:
     """Whether a training config is a student's, with a teacher beside the network that learns."""
     return "detector" in config.model
+
+
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Keep a run directory for this process; its lock lies beside it, because --overwrite deletes the directory.
+
+    Raises:
+        InputError: another process on this machine trains there.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder.with_name(f".{folder.name}.lock"), fallback_to_soft=False)
+    # Some network disks have no locks.
+    with contextlib.suppress(NotImplementedError):
+        try:
+            lock.acquire(timeout=0)
+        except Timeout as error:
+            raise InputError(
+                "another process trains in this run directory",
+                where=folder,
+                fix="wait for it, or choose another --work-dir",
+            ) from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def last_checkpoint(folder: Path) -> Path | None:

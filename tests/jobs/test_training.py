@@ -13,7 +13,17 @@ from mmengine.utils import get_object_from_string
 
 from jobs import train_student, train_teacher, training
 from jobs.config_files import load_config, write_resolved
-from jobs.training import DONE, RESOLVED, expand, last_checkpoint, prepare, refuse_missing_device, teacher_start, train
+from jobs.training import (
+    DONE,
+    RESOLVED,
+    expand,
+    held,
+    last_checkpoint,
+    prepare,
+    refuse_missing_device,
+    teacher_start,
+    train,
+)
 from pipeline.errors import CheckpointError, ConfigError, EnvironmentProblemError, InputError
 from tests.toy_scenes import small_scenes
 
@@ -288,6 +298,15 @@ def test_a_config_of_the_other_stage_is_refused(command, config, right, tmp_path
     with pytest.raises(ConfigError, match=rf"does not train a[\s\S]*{config.name}[\s\S]*s4m-pipeline {right}"):
         command.run(config, cfg_options=[], work_dir=tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_run_directory_has_one_process(scenes, tmp_path):
+    folder = tmp_path / "runs" / "run"
+    with held(folder), pytest.raises(InputError, match=r"another process[\s\S]*runs/run"):
+        train_teacher.run(TEACHER, cfg_options=small(scenes), work_dir=folder, overwrite=True)
+    assert not folder.exists()
+    with held(folder):
+        pass
 
 
 def test_a_dry_run_writes_nothing(scenes, tmp_path, capsys):
