@@ -4,6 +4,7 @@ The package's own Hiera trunk needs pretraining; measured on the embedded scenes
 """
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -29,7 +30,9 @@ class ResidualBlock(nn.Module):
 class ConvTrunk(nn.Module):
     """Maps at strides 4, 8 and 16; a drop-in for ``Hiera`` in an ``ImageEncoder``."""
 
-    def __init__(self, channels: Sequence[int] = (32, 64, 128), blocks: Sequence[int] = (2, 2, 3), groups: int = 8) -> None:
+    def __init__(
+        self, channels: Sequence[int] = (32, 64, 128), blocks: Sequence[int] = (2, 2, 3), groups: int = 8
+    ) -> None:
         """Build three stages.
 
         Args:
@@ -50,7 +53,7 @@ class ConvTrunk(nn.Module):
             nn.Sequential(
                 nn.Conv2d(narrow, wide, 3, stride=2, padding=1, bias=False), nn.GroupNorm(groups, wide), nn.ReLU()
             )
-            for narrow, wide in zip(channels[:-1], channels[1:], strict=True)
+            for narrow, wide in pairwise(channels)
         )
 
     def forward(self, images: Tensor) -> list[Tensor]:
