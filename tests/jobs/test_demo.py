@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.demo import FULL, ROWS, TINY, markdown_table, read_results
+from jobs.demo import FULL, LONG, ROWS, TINY, markdown_table, read_results
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "docs/results/demo.json"
@@ -19,9 +19,14 @@ def test_rows_are_distinct_and_their_configs_and_teachers_exist():
 
 
 def test_rows_of_one_stage_share_their_budget():
-    for size in (FULL, TINY):
+    for size in (FULL, LONG, TINY):
         assert 0 < size.burn_in < size.student_steps
     assert {row.stage for row in ROWS} == {"teacher", "student"}
+
+
+def test_long_runs_share_the_scenes_and_the_store_but_no_folder():
+    differing = {name for name, value in vars(LONG).items() if value != vars(FULL)[name]}
+    assert differing == {"teacher_steps", "student_steps", "burn_in", "folder"}
 
 
 def test_table_has_a_line_for_each_row_in_percent():
