@@ -95,10 +95,7 @@ class NanoTrainer:
             image, owner = torch.rot90(image, turns, (1, 2)), torch.rot90(owner, turns, (0, 1))
             if flip:
                 image, owner = image.flip(2), owner.flip(1)
-            if self._chance(0.5):
-                image = image[torch.randperm(3, generator=self.random)]
-            gain = 0.8 + 0.4 * torch.rand(3, 1, 1, generator=self.random)
-            images.append((image.float() * gain).clamp(0, 255) / 255)
+            images.append(recoloured(image.float(), self.random))
             owners.append(owner)
         return normalise(torch.stack(images)), torch.stack(owners).long(), place
 
@@ -165,6 +162,34 @@ class NanoTrainer:
                 self.averaged[name].lerp_(value, 1 - decay)
             else:
                 self.averaged[name].copy_(value)
+
+
+def recoloured(image: Tensor, random: torch.Generator) -> Tensor:
+    """Other colours, and now and then grey, inverted, dark or flat, as microscopes and cameras give them.
+
+    Args:
+        image: [3, h, w] float32 from 0 to 255.
+        random: Source of randomness.
+
+    Returns:
+        [3, h, w] float32 from 0 to 1.
+    """
+    chance = torch.rand(5, generator=random)
+    image = image / 255
+    if chance[0] < 0.5:
+        image = image[torch.randperm(3, generator=random)]
+    image = image * (0.8 + 0.4 * torch.rand(3, 1, 1, generator=random))
+    if chance[1] < 0.15:
+        image = image.mean(0, keepdim=True).expand(3, -1, -1)
+    if chance[2] < 0.1:
+        image = 1 - image
+    low, high = 0.1, 1.0
+    if chance[3] < 0.2:  # less contrast around the mean
+        mean = image.mean()
+        image = (image - mean) * (low + (high - low) * torch.rand(1, generator=random)) + mean
+    if chance[4] < 0.2:  # darker
+        image = image * (low + (high - low) * torch.rand(1, generator=random))
+    return image.clamp(0, 1)
 
 
 def normalise(images: Tensor) -> Tensor:

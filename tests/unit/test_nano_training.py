@@ -17,6 +17,7 @@ from pipeline.sam.nano_training import (
     learning_rate,
     mask_loss,
     normalise,
+    recoloured,
 )
 from pipeline.sam.sam2_backend import Sam2Backend, build_model
 from pipeline.scenes.cache import draw_arrays
@@ -106,6 +107,20 @@ def test_every_parameter_has_one_optimizer_and_a_step_changes_it(scenes):
     unchanged = [name for name, p in everything if name in used and torch.equal(p, before[name])]
     assert len(used) > 150
     assert unchanged == []
+
+
+def test_recoloured_images_differ_in_kind_and_stay_in_range():
+    random = torch.Generator().manual_seed(0)
+    image = torch.rand(3, 12, 10, generator=random) * 255
+    before = image.clone()
+    drawn = [recoloured(image, random) for _ in range(200)]
+    assert torch.equal(image, before)
+    assert all(d.shape == image.shape and d.min() >= 0 and d.max() <= 1 for d in drawn)
+    assert 10 < sum(torch.equal(d[0], d[1]) for d in drawn) < 60  # grey
+    assert sum(float(d.std()) < 0.15 for d in drawn) > 5  # flat or dark
+    same = torch.Generator().manual_seed(7)
+    again = torch.Generator().manual_seed(7)
+    assert torch.equal(recoloured(image, same), recoloured(image, again))
 
 
 def test_clicks_hit_what_they_ask_for(model, scenes):
