@@ -38,5 +38,5 @@ model.panoptic_head.num_things_classes = num_classes
 model.panoptic_head.num_queries = num_queries
 model.panoptic_head.loss_cls.class_weight = [1.0] * num_classes + [0.1]
 model.panoptic_fusion_head.num_things_classes = num_classes
-model.test_cfg.max_per_image = 100
+model.test_cfg.max_per_image = num_queries
 val_dataloader.batch_size = 1

@@ -59,9 +59,19 @@ class DistilledMask2Former(Mask2Former):
             **kwargs: Mask2Former's.
 
         Raises:
-            ConfigError: an unknown feature.
+            ConfigError: an unknown feature, or more detections asked for than there can be.
         """
         super().__init__(*args, **kwargs)
+        # Not found before the first validation otherwise, at the end of a training.
+        wanted = (self.test_cfg or {}).get("max_per_image", 100)
+        there = self.panoptic_head.num_queries * self.num_classes
+        if wanted > there:
+            raise ConfigError(
+                "more detections are asked for than there can be",
+                where="model.test_cfg.max_per_image",
+                expected=f"at most {there} (queries x classes)",
+                got=wanted,
+            )
         if structural_feature not in ("decoder", "encoder"):
             raise ConfigError(
                 "unknown feature", where="structural_feature", expected="decoder | encoder", got=structural_feature

@@ -7,7 +7,10 @@ from pathlib import Path
 import pytest
 
 from jobs.config_files import dotted_keys, load_config, parse_options, write_resolved
+from jobs.training import expand
 from pipeline.errors import ConfigError
+
+ROOT = Path(__file__).parents[2]
 
 BASE = "size = 3\nmodel = dict(depth=18, norm=dict(eps=1e-5), channels=[1, 2, 3], pair=(4, 5))\n"
 
@@ -104,8 +107,21 @@ def test_what_was_meant_is_written_and_loads_again(config_path, tmp_path):
     assert [p.name for p in out.parent.iterdir()] == ["resolved.py"]
 
 
+TRAINED = sorted(path for kind in ("teacher", "student") for path in (ROOT / "configs" / kind).glob("*.py"))
+
+
+@pytest.mark.parametrize("path", TRAINED, ids=lambda path: path.stem)
+def test_no_more_detections_are_asked_for_than_queries_and_classes_give(path):
+    """mmdet takes the best of queries x classes and fails, at the end of a training, where there are fewer."""
+    config = load_config(path, [])
+    expand(config)
+    model = config.model.get("detector", config.model)
+    head = model.panoptic_head
+    assert model.test_cfg.max_per_image <= head.num_queries * head.num_things_classes
+
+
 def test_every_config_says_the_command_that_runs_it():
-    root = Path(__file__).parents[2] / "configs"
+    root = ROOT / "configs"
     runnable = [p for p in root.rglob("*.py") if p.parent.name != "_base_" and p.name != "__init__.py"]
     assert len(runnable) >= 2
     for path in runnable:

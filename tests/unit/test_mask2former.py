@@ -6,8 +6,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from mmdet.models.dense_heads.mask2former_head import Mask2FormerHead
+from mmdet.registry import MODELS
 from mmengine.structures import InstanceData
-from toy_models import NUM_CLASSES, blocks, build_detector, build_head, sample_of
+from toy_models import NUM_CLASSES, blocks, build_detector, build_head, detector_config, preprocessor_config, sample_of
 
 from pipeline.errors import ConfigError
 from pipeline.models.mask2former import WeightedMask2FormerHead, captured_output, view_of
@@ -222,6 +223,17 @@ def test_the_hook_is_gone_after_the_block():
 def test_an_unknown_feature_is_refused():
     with pytest.raises(ConfigError, match="unknown feature"):
         build_detector(structural_feature="neck")
+
+
+def test_more_detections_than_queries_and_classes_give_are_refused_before_training():
+    detector = build_detector()
+    most = detector.panoptic_head.num_queries * detector.num_classes
+    config = detector_config(head=WeightedMask2FormerHead, data_preprocessor=preprocessor_config())
+    config["test_cfg"]["max_per_image"] = most
+    MODELS.build(config)
+    config["test_cfg"]["max_per_image"] = most + 1
+    with pytest.raises(ConfigError, match=rf"max_per_image[\s\S]*at most {most}[\s\S]*{most + 1}"):
+        MODELS.build(config)
 
 
 def test_the_view_of_a_sample_is_its_metainfo():
