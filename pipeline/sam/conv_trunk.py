@@ -1,6 +1,7 @@
 """A convolutional trunk for SAM 2's ``ImageEncoder``: what a very small model learns quickest from random weights.
 
-The package's own Hiera trunk needs pretraining; measured on the embedded scenes, see ``pipeline/assets``.
+A candidate for ``scenes-nano``, whose shipped weights still have the package's own Hiera trunk: give it as ``trunk``
+in a copy of ``pipeline/assets/scenes_nano.yaml``.
 """
 
 from collections.abc import Sequence
