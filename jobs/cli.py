@@ -167,7 +167,7 @@ def demo(
     work_dir: Annotated[Path, typer.Option(help="Where to write; a second run reuses what is there.")] = Path("demo"),
     tiny: Annotated[bool, typer.Option("--tiny", help="A dozen scenes, a few steps: does everything run?")] = False,
     all_rows: Annotated[
-        bool, typer.Option("--all-rows", help="Also the ablation rows, and longer training (2 hours).")
+        bool, typer.Option("--all-rows", help="Also the ablation rows, and longer training (hours).")
     ] = False,
     overwrite: opt.Overwrite = False,
 ) -> None:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from data_schemas.proposals import Proposal
 from jobs.config_files import load_config
 from pipeline.data.coco import CocoImage, CocoSet, load_coco, load_images
-from pipeline.errors import InputError
+from pipeline.errors import InputError, PipelineError
 from pipeline.evaluation.library_recall import LibraryRecall, library_recall
 from pipeline.images import read_image
 from pipeline.masks import rle
@@ -42,7 +42,10 @@ def main() -> None:
         args.images, args.image_root = Path(config.images), Path(config.image_root)
     if args.images is None:
         parser.error("name the images: --images FILE --image-root DIR, or --config FILE")
-    print(look(args.store, args.images, args.image_root, args.out, num=args.num, height=args.height))
+    try:
+        print(look(args.store, args.images, args.image_root, args.out, num=args.num, height=args.height))
+    except PipelineError as error:
+        parser.exit(error.exit_code, f"error: {error}\n")
 
 
 def look(store_uri: str, images: Path, image_root: Path | None, out: Path, *, num: int, height: int) -> str:

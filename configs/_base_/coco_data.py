@@ -29,10 +29,7 @@ geometry = [
     dict(type=RandomCrop, crop_size=(1024, 1024), crop_type="absolute", allow_negative_crop=True),
 ]
 train_images = dict(
-    type=InstanceDataset,
-    annotation_file="{annotations}",
-    image_root="{image_root}",
-    split_file="{split_file}",
+    type=InstanceDataset, annotation_file="{annotations}", image_root="{image_root}", split_file="{split_file}"
 )
 targets = dict(type=LoadSimilarityTargets, store="{store}", num_inside=64, num_uniform=64)
 labelled_stream = dict(
