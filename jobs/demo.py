@@ -5,6 +5,7 @@ on the evaluation set. A second run reuses what is finished.
 """
 
 import json
+import os
 import platform
 import shutil
 from collections.abc import Mapping, Sequence
@@ -14,8 +15,9 @@ from typing import Any, Literal
 
 from jobs import precompute_sam, pseudo_label, training
 from jobs.demo_pictures import draw_refinement
-from jobs.launch import launch
+from jobs.label_summary import SUMMARY
 from jobs.progress import Progress
+from jobs.side_by_side import Command, run_side_by_side
 from pipeline.data.coco import load_coco, write_json
 from pipeline.data.splits import draw_split, load_split, save_split
 from pipeline.errors import CheckpointError, InputError
@@ -23,7 +25,9 @@ from pipeline.scenes.dataset import SceneFiles, write_scenes
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 RESULTS, TABLE, PICTURE = "results.json", "results.md", "refinement.png"
-PICTURED, NUM_PICTURED = ("points", "cpi_u"), 5
+REFINERS, NUM_PICTURED = ("points", "cpi_u"), 5
+MAX_AT_ONCE = 8
+"""Trainings at a time; each takes 1 to 2 GB."""
 _LABELS_ALL = "split_all.json"
 
 
@@ -37,6 +41,8 @@ class Size:
     teacher_steps: int
     student_steps: int
     burn_in: int
+    num_labelled: int = 60
+    """Unlabelled scenes on which each refiner's work on the teacher's masks is measured."""
     seed: int = 1
     folder: str = ""
     """Where the runs lie in the demo's folder; scenes and store are those of all sizes with as many scenes."""
@@ -47,7 +53,7 @@ LONG = Size(
     num_train=260, num_val=100, percent=10, teacher_steps=600, student_steps=1500, burn_in=750, folder="all_rows"
 )
 """A student learns more slowly than a teacher with labels alone: the papers train it four times as long."""
-TINY = Size(num_train=12, num_val=4, percent=34, teacher_steps=3, student_steps=3, burn_in=1)
+TINY = Size(num_train=12, num_val=4, percent=34, teacher_steps=3, student_steps=3, burn_in=1, num_labelled=NUM_PICTURED)
 
 
 @dataclass(frozen=True)
@@ -111,18 +117,19 @@ def run(work_dir: Path, *, tiny: bool = False, all_rows: bool = False, overwrite
     size = TINY if tiny else LONG if all_rows else FULL
     runs = work_dir / size.folder
     rows = [row for row in ROWS if all_rows or not row.is_extra]
-    total = 3 + len(rows)
+    total = 5
     training.say(f"[1/{total}] scenes: {size.num_train} to train on, {size.num_val} to evaluate on")
     scenes = _write_data(work_dir, size)
     training.say(f"[2/{total}] precompute-sam: similarity targets and proposal library")
     precompute_sam.run(CONFIGS / "sam/scenes.py", cfg_options=_sam_options(work_dir, scenes))
-    outcomes = []
-    for number, row in enumerate(rows, start=3):
-        training.say(f"[{number}/{total}] {row.name}: {row.label}")
-        outcomes.append(_train(row, size, work_dir, runs))
+    at_once = min(os.cpu_count() or 1, MAX_AT_ONCE)
+    training.say(f"[3/{total}] train-teacher, train-student: {len(rows)} runs, {at_once} at a time, one thread each")
+    run_side_by_side([_command(row, size, work_dir, runs) for row in rows], at_once=at_once)
+    training.say(f"[4/{total}] pseudo-label: the structural teacher's masks, before and after each refiner")
+    labelled = {name: _label(name, size, work_dir, runs, scenes) for name in REFINERS}
     training.say(f"[{total}/{total}] results")
-    _draw(work_dir, runs, scenes)
-    _report(outcomes, size, runs)
+    _draw(labelled, runs, scenes)
+    _report([_outcome(row, size, runs) for row in rows], quality_rows(labelled), size, runs)
     training.say(f"stores:  {work_dir / 'store'}; runs (TensorBoard): {runs}/*_*/")
 
 
@@ -167,28 +174,32 @@ def _sam_options(work_dir: Path, scenes: SceneFiles) -> list[str]:
     ]
 
 
-def _train(row: Row, size: Size, work_dir: Path, runs: Path) -> Outcome:
-    """Run a row, or read it where it is finished."""
+def _command(row: Row, size: Size, work_dir: Path, runs: Path) -> Command:
+    """The call that runs a row, or goes on with it, or finds that it is finished."""
     folder = runs / row.name
-    steps = size.student_steps if row.teacher else size.teacher_steps
     options = [
         f"data_root={work_dir / 'scenes'}",
-        f"max_iters={steps}",
+        f"max_iters={_steps(row, size)}",
         f"seed={size.seed}",
         *(option.replace("{all}", str(work_dir / "scenes" / _LABELS_ALL)) for option in row.options),
     ]
     if "supervised" not in row.config:
         options.append(f"store={work_dir / 'store'}")
     if row.teacher:
-        options += [f"teacher_checkpoint={_checkpoint_of(runs / row.teacher)}", f"burn_in={size.burn_in}"]
-    figures = launch(
-        CONFIGS / f"{row.config}.py",
-        stage=row.stage,
-        cfg_options=options,
-        work_dir=folder,
-        resume=training.is_interrupted(folder),
-    )
-    return Outcome(row.name, row.label, steps, figures)
+        options += [f"teacher_checkpoint={runs / row.teacher}", f"burn_in={size.burn_in}"]
+    words = [f"train-{row.stage}", str(CONFIGS / f"{row.config}.py"), "--work-dir", str(folder)]
+    words += ["--resume"] if training.is_interrupted(folder) else []
+    words += [word for option in options for word in ("--cfg-options", option)]
+    return Command(row.name, tuple(words), (row.teacher,) if row.teacher else ())
+
+
+def _steps(row: Row, size: Size) -> int:
+    return size.student_steps if row.teacher else size.teacher_steps
+
+
+def _outcome(row: Row, size: Size, runs: Path) -> Outcome:
+    """What a finished row gave."""
+    return Outcome(row.name, row.label, _steps(row, size), training.read_done(runs / row.name)["validation"])
 
 
 def _checkpoint_of(folder: Path) -> Path:
@@ -199,33 +210,55 @@ def _checkpoint_of(folder: Path) -> Path:
     return found
 
 
-def _draw(work_dir: Path, runs: Path, scenes: SceneFiles) -> None:
-    """Label a few unlabelled scenes with the teacher and each refiner, and draw them side by side."""
-    labelled = {name: runs / f"pseudo_labels_{name}" for name in PICTURED}
-    for name, folder in labelled.items():
-        pseudo_label.run(
-            CONFIGS / f"student/scenes_{name}.py",
-            _checkpoint_of(runs / TEACHER),
-            cfg_options=[f"data_root={scenes.root}", f"store={work_dir / 'store'}"],
-            work_dir=folder,
-            limit=NUM_PICTURED,
-        )
+def _label(refiner: str, size: Size, work_dir: Path, runs: Path, scenes: SceneFiles) -> Path:
+    """Label unlabelled scenes with the structural teacher and a refiner; the run's folder."""
+    folder = runs / f"pseudo_labels_{refiner}"
+    pseudo_label.run(
+        CONFIGS / f"student/scenes_{refiner}.py",
+        _checkpoint_of(runs / TEACHER),
+        cfg_options=[f"data_root={scenes.root}", f"store={work_dir / 'store'}"],
+        work_dir=folder,
+        limit=size.num_labelled,
+    )
+    return folder
+
+
+def _draw(labelled: Mapping[str, Path], runs: Path, scenes: SceneFiles) -> None:
+    """A few unlabelled scenes with the teacher's masks and each refiner's side by side."""
     coco = load_coco(scenes.annotations("train"), scenes.image_root)
     unlabelled = load_split(scenes.root / "split.json", coco).unlabelled[:NUM_PICTURED]
     draw_refinement(coco, unlabelled, labelled, runs / PICTURE)
 
 
-def _report(outcomes: Sequence[Outcome], size: Size, runs: Path) -> None:
-    """Write results.json and results.md, print the table and where everything is."""
+def quality_rows(labelled: Mapping[str, Path]) -> list[dict[str, Any]]:
+    """Quality of pseudo-labels: the teacher's, then after each refiner.
+
+    Args:
+        labelled: Refiner's name -> folder of its finished pseudo-label run; all of one teacher and the same scenes.
+
+    Returns:
+        ``label``, ``outcomes`` of the refiner (None for the teacher) and ``quality`` as in ``summary.json``.
+    """
+    summaries = {name: json.loads((folder / SUMMARY).read_bytes()) for name, folder in labelled.items()}
+    before = next(iter(summaries.values()))["quality"]["before"]
+    rows: list[dict[str, Any]] = [{"label": "teacher", "outcomes": None, "quality": before}]
+    for name, summary in summaries.items():
+        rows.append({"label": f"after {name}", "outcomes": summary["outcomes"], "quality": summary["quality"]["after"]})
+    return rows
+
+
+def _report(outcomes: Sequence[Outcome], quality: Sequence[Mapping[str, Any]], size: Size, runs: Path) -> None:
+    """Write results.json and results.md, print the tables and where everything is."""
     results = {
         "size": asdict(size),
         "machine": {**training.provenance(), "processor": platform.processor() or platform.machine()},
         "rows": [asdict(outcome) for outcome in outcomes],
+        "pseudo_labels": quality,
     }
     write_json(results, runs / RESULTS)
-    table = markdown_table(results)
-    (runs / TABLE).write_text(table + "\n")
-    training.say(f"\n{table}\n")
+    tables = f"{markdown_table(results)}\n\n{quality_table(results)}"
+    (runs / TABLE).write_text(tables + "\n")
+    training.say(f"\n{tables}\n")
     training.say(f"results: {runs / RESULTS}, {runs / TABLE}")
     training.say(f"picture: {runs / PICTURE}")
 
@@ -236,6 +269,21 @@ def markdown_table(results: Mapping[str, Any]) -> str:
     for row in results["rows"]:
         figures = [f"{100 * row['figures'].get(name, 0):.1f}" for name in ("mask_AP", "mask_AP50", "mask_AP75")]
         lines.append(f"| {row['label']} | {row['steps']} | {' | '.join(figures)} |")
+    return "\n".join(lines)
+
+
+def quality_table(results: Mapping[str, Any]) -> str:
+    """Quality of the pseudo-labels as a Markdown table, in percent."""
+    lines = [
+        "| pseudo-labels | an image | on an object | objects found | right class (CA) | mean IoU (SQ) |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in results["pseudo_labels"]:
+        quality = row["quality"]
+        shares = ("matched_share", "found_share", "class_accuracy", "segmentation_quality")
+        figures = ["-" if quality[name] is None else f"{100 * quality[name]:.1f}" for name in shares]
+        number = quality["num_pseudo_labels"] / results["size"]["num_labelled"]
+        lines.append(f"| {row['label']} | {number:.1f} | {' | '.join(figures)} |")
     return "\n".join(lines)
 
 

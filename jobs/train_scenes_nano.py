@@ -42,7 +42,7 @@ def main() -> None:
     torch.manual_seed(args.seed)
     args.out.mkdir(parents=True, exist_ok=True)
 
-    style = SceneStyle(num_instances=(2, 12), radius_share=(0.055, 0.21))
+    style = SceneStyle(num_instances=(2, 12), radius_share=(0.04, 0.21))
     data = draw_arrays(args.scenes, group="all", style=style, seed=TRAIN_SEED)
     held_out = draw_arrays(30, group="benchmark", style=SceneStyle(), seed=HELD_OUT_SEED)
     model = instantiate(OmegaConf.load(MODEL_CONFIG))

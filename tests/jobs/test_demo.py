@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.demo import FULL, LONG, ROWS, TINY, markdown_table, read_results
+from jobs.demo import FULL, LONG, ROWS, TINY, markdown_table, quality_table, read_results
 
 ROOT = Path(__file__).parents[2]
 
@@ -42,3 +42,14 @@ def test_table_has_a_line_for_each_row_in_percent():
 def test_readme_shows_the_committed_results(name):
     results = read_results(ROOT / f"docs/results/{name}.json")
     assert markdown_table(results) in (ROOT / "README.md").read_text()
+
+
+def test_quality_table_has_the_teacher_first_and_a_dash_where_nothing_matched():
+    quality = {"matched_share": 0.5, "found_share": 0.25, "num_pseudo_labels": 6}
+    known = {**quality, "class_accuracy": 1.0, "segmentation_quality": 0.8}
+    unknown = {**quality, "class_accuracy": None, "segmentation_quality": None}
+    rows = [{"label": "teacher", "quality": known}, {"label": "after points", "quality": unknown}]
+    assert quality_table({"size": {"num_labelled": 2}, "pseudo_labels": rows}).splitlines()[2:] == [
+        "| teacher | 3.0 | 50.0 | 25.0 | 100.0 | 80.0 |",
+        "| after points | 3.0 | 50.0 | 25.0 | - | - |",
+    ]
