@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.sam.interface import ImageEmbedding, PointMasks
+from pipeline.sam.interface import ConfidentMasks, ImageEmbedding, PointMasks
 
 
 @dataclass
@@ -49,6 +49,13 @@ class FakeSam:
         stacked = np.stack(masks) if masks else np.zeros((0, 3, *embedding.size_hw), bool)
         logits = torch.from_numpy(np.where(stacked, np.float32(10), np.float32(-10)))
         return PointMasks(logits, torch.tensor([[0.95, 0.85, 0.60]]).repeat(len(masks), 1))
+
+    def decode_confident(
+        self, embedding: ImageEmbedding, points_xy: Tensor, labels: Tensor, threshold: float
+    ) -> ConfidentMasks:
+        masks = self.decode_points(embedding, points_xy, labels)
+        wanted = masks.predicted_iou > threshold
+        return ConfidentMasks(masks.logits[wanted], masks.predicted_iou[wanted], wanted.nonzero()[:, 0])
 
     def decoder_tokens(self, embedding: ImageEmbedding, points_xy: Tensor) -> Tensor:
         colours = F.adaptive_avg_pool2d(embedding.tokens.float() / 255, self.grid_hw)  # [1, 3, gh, gw]

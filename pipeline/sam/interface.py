@@ -31,6 +31,18 @@ class PointMasks:
     """[P, 3] float32, SAM's own estimate of each candidate's quality."""
 
 
+@dataclass(frozen=True)
+class ConfidentMasks:
+    """M masks whose predicted IoU is above a threshold, in the order of their prompts, then of the candidates."""
+
+    logits: Tensor
+    """[M, h, w] float32 at the decoder's own resolution."""
+    predicted_iou: Tensor
+    """[M] float32."""
+    prompt: Tensor
+    """[M] int64, which prompt."""
+
+
 class SamBackend(Protocol):
     """A promptable segmenter. All coordinates are canonical pixels, pixel centres at +0.5."""
 
@@ -61,6 +73,11 @@ class SamBackend(Protocol):
             points_xy: [P, K, 2] float, canonical pixels.
             labels: [P, K] int: 1 on the object, 0 off the object, -1 padding.
         """
+
+    def decode_confident(
+        self, embedding: ImageEmbedding, points_xy: Tensor, labels: Tensor, threshold: float
+    ) -> ConfidentMasks:
+        """Of the masks of :meth:`decode_points`, those with a predicted IoU above ``threshold``; others cost less."""
 
     def decoder_tokens(self, embedding: ImageEmbedding, points_xy: Tensor) -> Tensor:
         """[P, C, gh, gw] float32 image tokens after the decoder's last two-way block.

@@ -15,7 +15,8 @@ from torchvision.transforms import functional as vision
 
 from pipeline.errors import CheckpointError, ConfigError, EnvironmentProblemError, InputError
 from pipeline.sam.checkpoints import HUB_CHECKPOINTS, fetch_checkpoint, load_into, load_weights, verify_sha256
-from pipeline.sam.interface import ImageEmbedding, PointMasks
+from pipeline.sam.interface import ConfidentMasks, ImageEmbedding, PointMasks
+from pipeline.sam.prompt_decoder import Decoded, PromptDecoder
 
 SCENES_NANO = "scenes-nano"
 Precision = Literal["fp32", "bf16"]
@@ -40,7 +41,7 @@ class Sam2Backend:
         self.input_hw: tuple[int, int] = (model.image_size, model.image_size)
         self.grid_hw: tuple[int, int] = tuple(model.sam_prompt_encoder.image_embedding_size)
         with torch.no_grad():
-            self._position = model.sam_prompt_encoder.get_dense_pe()  # [1, C, gh, gw]
+            self._decoder = PromptDecoder(model.sam_mask_decoder, model.sam_prompt_encoder.get_dense_pe())
 
     @contextmanager
     def _inference(self) -> Iterator[None]:
@@ -86,14 +87,22 @@ class Sam2Backend:
 
     def decode_points(self, embedding: ImageEmbedding, points_xy: Tensor, labels: Tensor) -> PointMasks:
         """Three masks per prompt; see :meth:`SamBackend.decode_points`. Equals the stock decoder's multimask output."""
+        decoded = self._attend(embedding, points_xy, labels)
         with self._inference():
-            queries, image_tokens = self._attend(embedding, points_xy, labels)
-            logits = self._mask_logits(embedding, queries, image_tokens)
-        # Outside autocast: in bf16 the scores above 0.8 would take about fifty values and tie in NMS.
-        with torch.no_grad():
-            head = self.model.sam_mask_decoder.iou_prediction_head
-            predicted_iou = head(queries[:, self._iou_index].float())[:, 1:]
-        return PointMasks(logits.float(), predicted_iou.float())
+            logits = self._decoder.masks(decoded, embedding.high_resolution)
+        return PointMasks(logits.float(), self._predicted_iou(decoded))
+
+    def decode_confident(
+        self, embedding: ImageEmbedding, points_xy: Tensor, labels: Tensor, threshold: float
+    ) -> ConfidentMasks:
+        """Only masks with a high predicted IoU; see :meth:`SamBackend.decode_confident`."""
+        decoded = self._attend(embedding, points_xy, labels)
+        predicted_iou = self._predicted_iou(decoded)
+        wanted = predicted_iou > threshold
+        prompts = wanted.any(1).nonzero()[:, 0]
+        with self._inference():
+            logits = self._decoder.masks(decoded[prompts], embedding.high_resolution)
+        return ConfidentMasks(logits[wanted[prompts]].float(), predicted_iou[wanted], wanted.nonzero()[:, 0])
 
     def decoder_tokens(self, embedding: ImageEmbedding, points_xy: Tensor) -> Tensor:
         """[P, C, gh, gw] float32; see :meth:`SamBackend.decoder_tokens`.
@@ -102,9 +111,8 @@ class Sam2Backend:
         (S4M, section on structural distillation; Eq: S4M/self-similarity reads its rows from them).
         """
         labels = torch.ones(len(points_xy), 1, dtype=torch.int32)
-        with self._inference():
-            _, image_tokens = self._attend(embedding, points_xy[:, None], labels)
-        return self._as_grid(image_tokens).float()
+        tokens = self._attend(embedding, points_xy[:, None], labels).image_tokens
+        return tokens.transpose(1, 2).unflatten(2, self.grid_hw).float()
 
     def upsample(self, logits: Tensor, size_hw: tuple[int, int]) -> Tensor:
         """[M, h, w] to [M, H, W] float32, bilinear, pixel edges aligned."""
@@ -123,48 +131,25 @@ class Sam2Backend:
         scale = torch.tensor([self.input_hw[1] / width, self.input_hw[0] / height], device=self.device)
         return points_xy.to(self.device, torch.float32) * scale - 0.5
 
-    @property
-    def _iou_index(self) -> int:
-        # SAM 2.1 puts an object-score token before the quality token and the mask tokens.
-        return 1 if self.model.sam_mask_decoder.pred_obj_scores else 0
+    def _predicted_iou(self, decoded: Decoded) -> Tensor:
+        # Outside autocast: in bf16 the scores above 0.8 would take about fifty values and tie in NMS.
+        with torch.no_grad():
+            return self._decoder.predicted_iou(decoded).float()
 
-    def _attend(self, embedding: ImageEmbedding, points_xy: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Run the two-way transformer: queries [P, T, C] and image tokens [P, gh * gw, C]."""
+    def _attend(self, embedding: ImageEmbedding, points_xy: Tensor, labels: Tensor) -> Decoded:
+        """Run the two-way transformer for P prompts."""
         encoder, decoder = self.model.sam_prompt_encoder, self.model.sam_mask_decoder
         points = self._to_model_xy(points_xy, embedding.size_hw), labels.to(self.device, torch.int32)
-        # Outside autocast: coordinates rounded to bf16 would move a click by pixels.
-        with torch.autocast(self.device.type, enabled=False):
+        with torch.no_grad():  # not in autocast: coordinates rounded to bf16 would move a click by pixels
             sparse, _ = encoder(points=points, boxes=None, masks=None)
         own = [decoder.iou_token.weight, decoder.mask_tokens.weight]
         if decoder.pred_obj_scores:
             own.insert(0, decoder.obj_score_token.weight)
-        prompts = len(sparse)
-        tokens = torch.cat([torch.cat(own)[None].expand(prompts, -1, -1), sparse], 1)  # [P, T, C]
-        # Without a mask prompt the dense embedding is one vector: add it once and let all prompts view
-        # the same memory; the transformer makes the copies that it needs.
-        image = (embedding.tokens + encoder.no_mask_embed.weight.view(1, -1, 1, 1)).expand(prompts, -1, -1, -1)
-        queries, image_tokens = decoder.transformer(image, self._position.expand(prompts, -1, -1, -1), tokens)
-        return queries, image_tokens
-
-    def _as_grid(self, image_tokens: Tensor) -> Tensor:
-        """[P, gh * gw, C] to [P, C, gh, gw]."""
-        prompts, _, channels = image_tokens.shape
-        return image_tokens.transpose(1, 2).reshape(prompts, channels, *self.grid_hw)
-
-    def _mask_logits(self, embedding: ImageEmbedding, queries: Tensor, image_tokens: Tensor) -> Tensor:
-        """[P, 3, 4gh, 4gw]: the three multimask outputs; the single-mask output is not computed."""
-        decoder = self.model.sam_mask_decoder
-        grid = self._as_grid(image_tokens)
-        if embedding.high_resolution:
-            fine, middle = embedding.high_resolution
-            up_1, norm, act_1, up_2, act_2 = decoder.output_upscaling
-            grid = act_2(up_2(act_1(norm(up_1(grid) + middle))) + fine)
-        else:
-            grid = decoder.output_upscaling(grid)
-        first = self._iou_index + 2  # past the quality token and the single-mask token
-        heads = decoder.output_hypernetworks_mlps[1:]
-        kernels = torch.stack([head(queries[:, first + i]) for i, head in enumerate(heads)], 1)  # [P, 3, C/8]
-        return torch.einsum("pmc,pchw->pmhw", kernels, grid)
+        with self._inference():
+            tokens = torch.cat([torch.cat(own)[None].expand(len(sparse), -1, -1), sparse], 1)  # [P, T, C]
+            # Without a mask prompt the dense embedding is one vector, the same for all prompts.
+            image = embedding.tokens + encoder.no_mask_embed.weight.view(1, -1, 1, 1)
+            return self._decoder.attend(image, tokens)
 
 
 def resolve_device(device: str | torch.device) -> torch.device:

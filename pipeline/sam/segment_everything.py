@@ -6,6 +6,7 @@ anything is upsampled, boxes are made distinct before anything is encoded, and f
 exist a few at a time.
 """
 
+import math
 from dataclasses import dataclass
 
 import cv2
@@ -143,16 +144,12 @@ def decode_grid(
 ) -> Candidates:
     """Decode clicks [N, 2] in batches; of their 3 N masks keep those with a high predicted IoU, in order."""
     kept = []
+    threshold = settings.pred_iou_threshold if settings.pred_iou_threshold > 0 else -math.inf
     for start in range(0, len(points_xy), settings.points_per_batch):
         points = points_xy[start : start + settings.points_per_batch]
-        masks = backend.decode_points(embedding, points[:, None], torch.ones(len(points), 1, dtype=torch.int32))
-        every = Candidates(
-            masks.logits.flatten(0, 1),
-            masks.predicted_iou.flatten(),
-            points.to(masks.logits.device).repeat_interleave(masks.logits.shape[1], 0),
-        )
-        confident = every.predicted_iou > settings.pred_iou_threshold
-        kept.append(every[confident] if settings.pred_iou_threshold > 0 else every)
+        labels = torch.ones(len(points), 1, dtype=torch.int32)
+        masks = backend.decode_confident(embedding, points[:, None], labels, threshold)
+        kept.append(Candidates(masks.logits, masks.predicted_iou, points.to(masks.logits.device)[masks.prompt]))
     return Candidates(
         torch.cat([each.logits for each in kept]),
         torch.cat([each.predicted_iou for each in kept]),

@@ -126,7 +126,7 @@ def test_a_click_gets_the_position_code_of_its_token_cell(backend):
     centre = torch.tensor([[[(j + 0.5) * width / 24, (i + 0.5) * height / 24]]])
     sparse, _ = encoder((backend._to_model_xy(centre, (height, width)), torch.tensor([[1]])), None, None)
     code = sparse[0, 0] - encoder.point_embeddings[1].weight[0]
-    assert torch.allclose(code, backend._position[0, :, i, j], atol=1e-4)
+    assert torch.allclose(code, encoder.get_dense_pe()[0, :, i, j], atol=1e-4)
 
 
 def test_batching_prompts_changes_nothing(backend):

@@ -1,0 +1,194 @@
+"""SAM 2's mask decoder for many prompts on one image, with the same weights and results, and less work.
+
+The package's own decoder copies the image tokens for every prompt and then does everything per prompt. Here
+
+* what the first block projects from the image (keys, values and queries) is the same for all prompts: done once;
+* the position code enters keys and queries through a projection of its own: no sum as large as all tokens;
+* where heads x prompt tokens are fewer than the attention's channels, projections of image tokens move to the few
+  prompt tokens: (x W_k) q = x (W_k q), and softmax(...) (x W_v) = (softmax(...) x) W_v;
+* predicted IoUs come first, and only masks that are wanted are computed;
+* both transposed convolutions have stride = kernel = 2, so they are one linear map per token: the pixels of a token
+  stay together, channels last, until the masks are put together.
+
+All of it is algebra: results differ from the package's by rounding (tests/unit/test_prompt_decoder.py).
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+NUM_MASKS = 3
+"""Outputs of the multimask mode; the single-mask output is not computed."""
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """The two-way transformer's output for P prompts."""
+
+    queries: Tensor
+    """[P, T, C] prompt tokens."""
+    image_tokens: Tensor
+    """[P, gh * gw, C]."""
+
+    def __getitem__(self, prompts: Tensor) -> "Decoded":
+        """Some of the prompts."""
+        return Decoded(self.queries[prompts], self.image_tokens[prompts])
+
+
+class PromptDecoder:
+    """Runs a ``sam2`` ``MaskDecoder``; holds references to its weights and none of its own."""
+
+    def __init__(self, decoder: Any, position: Tensor) -> None:
+        """Take the modules.
+
+        Args:
+            decoder: ``sam2.modeling.sam.mask_decoder.MaskDecoder``.
+            position: [1, C, gh, gw] position code of the image tokens.
+        """
+        self._decoder = decoder
+        self._grid_hw = (position.shape[2], position.shape[3])
+        self._position = position.flatten(2).transpose(1, 2)  # [1, N, C]
+
+    def attend(self, image: Tensor, tokens: Tensor) -> Decoded:
+        """The two-way transformer.
+
+        Args:
+            image: [1, C, gh, gw] image tokens, dense prompt added, the same for all prompts.
+            tokens: [P, T, C] output and prompt tokens.
+        """
+        transformer = self._decoder.transformer
+        keys = image.flatten(2).transpose(1, 2)  # [1, N, C] until a block makes them each prompt's own
+        queries = tokens
+        for block in transformer.layers:
+            if block.skip_first_layer_pe:
+                queries = block.self_attn(q=queries, k=queries, v=queries)
+            else:
+                placed = queries + tokens
+                queries = queries + block.self_attn(q=placed, k=placed, v=queries)
+            queries = block.norm1(queries)
+            queries = queries + self._from_image(block.cross_attn_token_to_image, queries + tokens, keys)
+            queries = block.norm2(queries)
+            queries = block.norm3(queries + block.mlp(queries))
+            keys = block.norm4(keys + self._to_image(block.cross_attn_image_to_token, queries + tokens, queries, keys))
+        queries = queries + self._from_image(transformer.final_attn_token_to_image, queries + tokens, keys)
+        return Decoded(transformer.norm_final_attn(queries), keys.expand(len(tokens), -1, -1))
+
+    def _from_image(self, attention: Any, asking: Tensor, keys: Tensor) -> Tensor:
+        """Prompt tokens [P, T, C] attend to image tokens [P or 1, N, C]: [P, T, C]."""
+        heads, (prompts, length, _) = attention.num_heads, asking.shape
+        queries = _split(attention.q_proj(asking), heads)  # [P, h, T, d]
+        place = F.linear(self._position, attention.k_proj.weight, attention.k_proj.bias)  # [1, N, h * d]
+        if len(keys) == 1:
+            # One image for all: prompts are only more queries.
+            merged = queries.transpose(0, 1).reshape(1, heads, prompts * length, queries.shape[-1])
+            key = _split(F.linear(keys, attention.k_proj.weight) + place, heads)
+            seen = F.scaled_dot_product_attention(merged, key, _split(attention.v_proj(keys), heads))
+            seen = seen.reshape(heads, prompts, length, queries.shape[-1]).transpose(0, 1)
+        elif heads * length < attention.internal_dim:
+            scale = queries.shape[-1] ** -0.5
+            moved = queries @ _per_head(attention.k_proj.weight, heads)  # [P, h, T, C]
+            scores = moved.flatten(1, 2) @ keys.transpose(1, 2)  # [P, h * T, N]
+            scores = scores + (queries @ _split(place, heads).transpose(2, 3)).reshape(scores.shape)
+            summary = (scores * scale).softmax(-1) @ keys  # [P, h * T, C]
+            summary = summary.reshape(prompts, heads, length, keys.shape[-1])
+            seen = summary @ _per_head(attention.v_proj.weight, heads).transpose(1, 2)  # [P, h, T, d]
+            seen = seen + attention.v_proj.bias.reshape(heads, 1, -1)
+        else:
+            key = _split(F.linear(keys, attention.k_proj.weight) + place, heads)
+            seen = F.scaled_dot_product_attention(queries, key, _split(attention.v_proj(keys), heads))
+        answer: Tensor = attention.out_proj(seen.transpose(1, 2).flatten(2))
+        return answer
+
+    def _to_image(self, attention: Any, offering: Tensor, values: Tensor, keys: Tensor) -> Tensor:
+        """Image tokens [P or 1, N, C] attend to prompt tokens [P, T, C]: what is added to them, [P, N, C]."""
+        heads, (prompts, length, _) = attention.num_heads, offering.shape
+        key = _split(attention.k_proj(offering), heads)  # [P, h, T, d]
+        value = _split(attention.v_proj(values), heads)
+        place = F.linear(self._position, attention.q_proj.weight, attention.q_proj.bias)  # [1, N, h * d]
+        is_narrow = heads * length < attention.internal_dim
+        if not is_narrow:
+            asking = _split(F.linear(keys, attention.q_proj.weight) + place, heads).expand(prompts, -1, -1, -1)
+            seen = F.scaled_dot_product_attention(asking, key, value)
+            answer: Tensor = attention.out_proj(seen.transpose(1, 2).flatten(2))
+            return answer
+        if len(keys) == 1:
+            asking = _split(F.linear(keys, attention.q_proj.weight) + place, heads)
+            scores = key @ asking.transpose(2, 3)  # [P, h, T, N]
+        else:
+            moved = key @ _per_head(attention.q_proj.weight, heads)  # [P, h, T, C]
+            scores = (moved.flatten(1, 2) @ keys.transpose(1, 2)).reshape(prompts, heads, length, keys.shape[1])
+            scores = scores + key @ _split(place, heads).transpose(2, 3)
+        shares = (scores * key.shape[-1] ** -0.5).softmax(2).flatten(1, 2)  # [P, h * T, N]
+        # [C, h * d] to [h, d, C]: what a head's output becomes.
+        out = attention.out_proj.weight.reshape(-1, heads, key.shape[-1]).permute(1, 2, 0)
+        added: Tensor = shares.transpose(1, 2) @ (value @ out).flatten(1, 2) + attention.out_proj.bias
+        return added
+
+    def predicted_iou(self, decoded: Decoded) -> Tensor:
+        """[P, 3] of the multimask outputs, at the precision that is on."""
+        head = self._decoder.iou_prediction_head
+        quality: Tensor = head(decoded.queries[:, self._iou_index].float())[:, 1:]
+        return quality
+
+    def masks(self, decoded: Decoded, high_resolution: tuple[Tensor, ...]) -> Tensor:
+        """Logits [P, 3, 4gh, 4gw] of the multimask outputs.
+
+        Args:
+            decoded: P prompts.
+            high_resolution: the image's skip features [1, C / 8, 4gh, 4gw] and [1, C / 4, 2gh, 2gw], or none.
+        """
+        fine, middle = (_by_token(s, self._grid_hw) for s in high_resolution) if high_resolution else (None, None)
+        first, norm, activation, second, last_activation = self._decoder.output_upscaling
+        inner = _upscale(decoded.image_tokens, first)  # [P, N, 4, C / 4]
+        inner = inner if middle is None else inner + middle
+        inner = F.layer_norm(inner, norm.weight.shape, norm.weight, norm.bias, norm.eps)
+        outer = _upscale(activation(inner), second).flatten(2, 3)  # [P, N, 16, C / 8]
+        outer = outer if fine is None else outer + fine
+        pixels = last_activation(outer).flatten(1, 2)  # [P, N * 16, C / 8]
+        logits: Tensor = self._kernels(decoded) @ pixels.transpose(1, 2)  # [P, 3, N * 16]
+        height, width = self._grid_hw
+        # Token row and column, then row and column in the first and in the second doubling.
+        parts = logits.reshape(len(logits), NUM_MASKS, height, width, 2, 2, 2, 2).permute(0, 1, 2, 4, 6, 3, 5, 7)
+        return parts.reshape(len(logits), NUM_MASKS, 4 * height, 4 * width)
+
+    def _kernels(self, decoded: Decoded) -> Tensor:
+        """[P, 3, C / 8]: what every pixel's features are multiplied with."""
+        start = self._iou_index + 2  # past the quality token and the single-mask token
+        heads = self._decoder.output_hypernetworks_mlps[1:]
+        return torch.stack([head(decoded.queries[:, start + i]) for i, head in enumerate(heads)], 1)
+
+    @property
+    def _iou_index(self) -> int:
+        # SAM 2.1 puts an object-score token before the quality token and the mask tokens.
+        return 1 if self._decoder.pred_obj_scores else 0
+
+
+def _split(channels: Tensor, heads: int) -> Tensor:
+    """[P, N, h * d] to [P, h, N, d]."""
+    return channels.reshape(*channels.shape[:-1], heads, channels.shape[-1] // heads).transpose(1, 2)
+
+
+def _per_head(weight: Tensor, heads: int) -> Tensor:
+    """A projection's weight [h * d, C] as [h, d, C]."""
+    return weight.reshape(heads, -1, weight.shape[1])
+
+
+def _upscale(tokens: Tensor, convolution: Any) -> Tensor:
+    """A transposed convolution of stride = kernel = 2 on single pixels: [..., C] to [..., 4, C'], row by row."""
+    weight = convolution.weight.permute(2, 3, 1, 0)  # [2, 2, C', C]
+    flat = F.linear(tokens, weight.reshape(-1, weight.shape[-1]), convolution.bias.repeat(4))
+    return flat.reshape(*flat.shape[:-1], 4, flat.shape[-1] // 4)
+
+
+def _by_token(features: Tensor, grid_hw: tuple[int, int]) -> Tensor:
+    """Skip features [1, C, s gh, s gw] as [1, N, s * s, C], pixels of a token in the order of :func:`_upscale`."""
+    height, width = grid_hw
+    channels, side = features.shape[1], features.shape[2] // height
+    if side == 2:
+        parts = features.reshape(1, channels, height, 2, width, 2).permute(0, 2, 4, 3, 5, 1)
+    else:
+        parts = features.reshape(1, channels, height, 2, 2, width, 2, 2).permute(0, 2, 5, 3, 6, 4, 7, 1)
+    return parts.reshape(1, height * width, side * side, channels)
