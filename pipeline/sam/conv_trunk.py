@@ -1,7 +1,7 @@
 """A convolutional trunk for SAM 2's ``ImageEncoder``: what a very small model learns quickest from random weights.
 
-A candidate for ``scenes-nano``, whose shipped weights still have the package's own Hiera trunk: give it as ``trunk``
-in a copy of ``pipeline/assets/scenes_nano.yaml``.
+The trunk of ``scenes-nano`` (``pipeline/assets/scenes_nano.yaml``). With the package's Hiera, 140 minutes of one core
+gave a mean IoU of 0.705 from one click; this one, of random weights before the same decoder, gave more in 97 (README).
 """
 
 from collections.abc import Sequence

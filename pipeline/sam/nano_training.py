@@ -1,6 +1,6 @@
 """Train ``scenes-nano``, the embedded SAM 2, on procedural scenes.
 
-The model is stock ``sam2`` classes (``pipeline/assets/scenes_nano.yaml``). A step encodes a few
+The model is a small SAM 2 (``pipeline/assets/scenes_nano.yaml``). A step encodes a few
 images once and decodes several prompts on each: first clicks, then one corrective click with the
 previous mask as input. Targets are soft: the share of each low-resolution cell that the object covers.
 Stage 1 trains on quarter-size crops placed at a random offset of the full position grid (a step costs

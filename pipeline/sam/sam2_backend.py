@@ -20,6 +20,8 @@ from pipeline.sam.prompt_decoder import Decoded, PromptDecoder
 
 SCENES_NANO = "scenes-nano"
 Precision = Literal["fp32", "bf16"]
+ALLOWED_CLASSES = ("sam2.modeling.", "pipeline.sam.conv_trunk.")
+"""What an architecture file may name."""
 PIXEL_MEAN = (0.485, 0.456, 0.406)
 PIXEL_STD = (0.229, 0.224, 0.225)
 
@@ -183,7 +185,7 @@ def build_model(config: str | Path) -> Any:
     Read directly, not through Hydra's global state: ``sam2``'s own loader finds only configs inside its package.
 
     Raises:
-        ConfigError: no such file, not a SAM config, or it names a class outside the ``sam2`` package.
+        ConfigError: no such file, not a SAM config, or it names a class outside :data:`ALLOWED_CLASSES`.
     """
     from hydra.utils import instantiate
     from omegaconf import OmegaConf
@@ -195,7 +197,7 @@ def build_model(config: str | Path) -> Any:
     tree = tree.get("model", tree) if isinstance(tree, dict) else {}
     tree = tree if isinstance(tree, dict) else {}
     # Instantiating calls what the file names: a config from elsewhere must not name os.system.
-    foreign = [target for target in _targets(tree) if not target.startswith("sam2.modeling.")]
+    foreign = [target for target in _targets(tree) if not target.startswith(ALLOWED_CLASSES)]
     if foreign or "_target_" not in tree:
         raise ConfigError(
             "a file is not a SAM 2 architecture",

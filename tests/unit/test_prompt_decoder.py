@@ -41,7 +41,7 @@ def prompt_tokens(decoder, points):
 @pytest.mark.parametrize("depth", [1, 2, 3])
 @pytest.mark.parametrize(
     ("channels", "heads"),
-    [pytest.param(64, 1, id="few heads: projections move"), pytest.param(32, 4, id="many heads: they stay")],
+    [pytest.param(64, 1, id="few heads: projections move"), pytest.param(64, 8, id="many heads: they stay")],
 )
 @torch.no_grad()
 def test_equals_the_stock_decoder(channels, heads, depth, high_resolution, object_scores):
