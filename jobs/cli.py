@@ -167,11 +167,14 @@ def demo(
     work_dir: Annotated[Path, typer.Option(help="Where to write; a second run reuses what is there.")] = Path("demo"),
     tiny: Annotated[bool, typer.Option("--tiny", help="A dozen scenes, a few steps: does everything run?")] = False,
     all_rows: Annotated[
-        bool, typer.Option("--all-rows", help="Also the ablation rows, and longer training (hours).")
+        bool, typer.Option("--all-rows", help="Also the ablation rows, and a teacher with all labels.")
     ] = False,
+    long: Annotated[bool, typer.Option("--long", help="Longer training, in WORK_DIR/long (hours).")] = False,
     overwrite: opt.Overwrite = False,
 ) -> None:
     """The whole pipeline on generated scenes, on CPU, ending with a table of results."""
+    if tiny and long:
+        raise typer.BadParameter("--tiny and --long exclude each other: a few steps, or many?")
     _run("demo", locals())
 
 

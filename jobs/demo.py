@@ -49,9 +49,7 @@ class Size:
 
 
 FULL = Size(num_train=260, num_val=100, percent=10, teacher_steps=220, student_steps=380, burn_in=190)
-LONG = Size(
-    num_train=260, num_val=100, percent=10, teacher_steps=600, student_steps=1500, burn_in=750, folder="all_rows"
-)
+LONG = Size(num_train=260, num_val=100, percent=10, teacher_steps=600, student_steps=1500, burn_in=750, folder="long")
 """A student learns more slowly than a teacher with labels alone: the papers train it four times as long."""
 TINY = Size(num_train=12, num_val=4, percent=34, teacher_steps=3, student_steps=3, burn_in=1, num_labelled=NUM_PICTURED)
 
@@ -100,13 +98,16 @@ class Outcome:
     figures: Mapping[str, float] = field(default_factory=dict)
 
 
-def run(work_dir: Path, *, tiny: bool = False, all_rows: bool = False, overwrite: bool = False) -> None:
+def run(
+    work_dir: Path, *, tiny: bool = False, all_rows: bool = False, long: bool = False, overwrite: bool = False
+) -> None:
     """Do the demo.
 
     Args:
         work_dir: Everything is written here; what is finished there is reused.
         tiny: A dozen scenes and a few steps.
-        all_rows: Also the rows of the longer table, and longer training.
+        all_rows: Also the rows of the longer table.
+        long: Longer training, in a folder of its own; not with ``tiny``.
         overwrite: Delete the folder first.
 
     Raises:
@@ -114,7 +115,7 @@ def run(work_dir: Path, *, tiny: bool = False, all_rows: bool = False, overwrite
     """
     if overwrite and work_dir.exists():
         _remove(work_dir)
-    size = TINY if tiny else LONG if all_rows else FULL
+    size = TINY if tiny else LONG if long else FULL
     runs = work_dir / size.folder
     rows = [row for row in ROWS if all_rows or not row.is_extra]
     total = 5

@@ -114,7 +114,7 @@ class Sam2Backend:
         """
         labels = torch.ones(len(points_xy), 1, dtype=torch.int32)
         tokens = self._attend(embedding, points_xy[:, None], labels).image_tokens
-        return tokens.transpose(1, 2).unflatten(2, self.grid_hw).float()
+        return tokens.transpose(1, 2).reshape(len(tokens), tokens.shape[2], *self.grid_hw).float()
 
     def upsample(self, logits: Tensor, size_hw: tuple[int, int]) -> Tensor:
         """[M, h, w] to [M, H, W] float32, bilinear, pixel edges aligned."""

@@ -119,6 +119,7 @@ def test_version(capsys):
         ("precompute-sam", "c.py", "--limit", "0"),
         ("split", "a.json", "--out", "o.json"),
         ("split", "a.json", "--out", "o.json", "--percent", "10", "--names", "n.txt"),
+        ("demo", "--tiny", "--long"),
     ],
     ids=" ".join,
 )
