@@ -124,7 +124,7 @@ def test_version(capsys):
     ids=" ".join,
 )
 def test_wrong_usage_is_2(words, job):
-    calls = [job(name) for name in ("precompute_sam", "train_teacher", "split")].pop()
+    calls = [job(name) for name in ("precompute_sam", "train_teacher", "split", "demo")].pop()
     assert exit_code(*words) == 2
     assert calls == []
 

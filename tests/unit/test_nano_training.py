@@ -96,7 +96,7 @@ def test_every_parameter_has_one_optimizer_and_a_step_changes_it(scenes):
     everything = [*model.named_parameters(), *trainer.dense_head.named_parameters()]
     assert adam | muon == {id(p) for _, p in everything}
     inside = {name for name, p in everything if id(p) in muon}
-    assert "image_encoder.trunk.blocks.3.attn.qkv.weight" in inside
+    assert "sam_mask_decoder.transformer.layers.1.cross_attn_image_to_token.q_proj.weight" in inside
     assert not any("embed" in name or "bias" in name for name in inside)
     before = {name: p.detach().clone() for name, p in everything}
     loss, _ = trainer.loss(Stage(crop=96, steps=1, images=2, prompts=2, learning_rate=1e-3))

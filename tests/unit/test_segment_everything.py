@@ -4,6 +4,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from omegaconf import OmegaConf
 
 from data_schemas.proposals import check_proposal, proposal_order
 from pipeline.errors import ConfigError
@@ -31,15 +32,31 @@ def mosaic(height=120, width=160, seed=0):
     return np.kron(blocks, np.ones((-(-height // 6), -(-width // 8), 1), np.uint8))[:height, :width]
 
 
+HIERA = {
+    "_target_": "sam2.modeling.backbones.hieradet.Hiera",
+    "embed_dim": 32,
+    "num_heads": 1,
+    "stages": [1, 2, 4],
+    "q_pool": 2,
+    "global_att_blocks": [4, 6],
+    "window_spec": [8, 8, 8],
+    "window_pos_embed_bkg_spatial_size": [8, 8],
+}
+
+
 @pytest.fixture(scope="module")
-def busy():
-    """scenes-nano with random weights, changed so that its masks are many, small and unlike each other.
+def busy(tmp_path_factory):
+    """A small SAM 2 of the package's own classes and random weights, whose masks are many, small and unlike each other.
 
     Attention is sharpened and one decoder channel is made a constant that pulls all logits down, so that
     about one pixel in a hundred stays above 0.
     """
+    architecture = OmegaConf.load(_architecture(SCENES_NANO))
+    architecture.image_encoder.trunk = HIERA
+    path = tmp_path_factory.mktemp("busy") / "hiera.yaml"
+    OmegaConf.save(architecture, path)
     torch.manual_seed(0)
-    model = build_model(_architecture(SCENES_NANO))
+    model = build_model(path)
     decoder = model.sam_mask_decoder
     with torch.no_grad():
         for name, weight in decoder.named_parameters():
