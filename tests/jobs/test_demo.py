@@ -53,3 +53,7 @@ def test_quality_table_has_the_teacher_first_and_a_dash_where_nothing_matched():
         "| teacher | 3.0 | 50.0 | 25.0 | 100.0 | 80.0 |",
         "| after points | 3.0 | 50.0 | 25.0 | - | - |",
     ]
+
+
+def test_readme_shows_the_committed_quality_of_pseudo_labels():
+    assert quality_table(read_results(ROOT / "docs/results/demo.json")) in (ROOT / "README.md").read_text()
