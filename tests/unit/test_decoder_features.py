@@ -7,14 +7,13 @@ import torch
 from data_schemas.similarity import MAX_QUANTISATION_ERROR, dequantise, quantise
 from pipeline.errors import ConfigError, InputError
 from pipeline.sam.decoder_features import cells_of_points, sample_target_points, similarity_targets
-from pipeline.sam.sam2_backend import SCENES_NANO, Sam2Backend, _architecture, build_model
+from pipeline.sam.sam2_backend import SCENES_NANO, build_backend
 from tests.fakes import FakeSam
 
 
 @pytest.fixture(scope="module")
 def backend():
-    torch.manual_seed(3)
-    return Sam2Backend(build_model(_architecture(SCENES_NANO)), name="random", sha256="0" * 64)
+    return build_backend(SCENES_NANO)
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +63,7 @@ def test_rows_equal_a_literal_loop_on_the_stock_decoder(backend, image):
     assert np.array_equal(targets.point_kind, kinds)
     expected = np.stack([literal_row(backend, embedding, float(x), float(y)) for x, y in points])
     assert np.abs(targets.similarity - expected).max() < 2e-5
-    assert expected.std() > 500 * 2e-5, "a flat map would prove nothing"
+    assert expected.std() > 0.03, "a flat map would prove nothing"
 
 
 def test_each_row_comes_from_its_own_map(backend, image):
