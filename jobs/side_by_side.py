@@ -1,7 +1,7 @@
 """Commands of this program as child processes, several at once, one thread each.
 
-A small network's training step is mostly the dispatch of tiny operations, which a second thread does not speed up; a
-second training beside the first does. One thread each also makes results independent of the number of cores.
+A small network's training step is mostly the dispatch of tiny operations, of which threads do little together: cores
+are better used by trainings beside each other. One thread each also makes results independent of the number of cores.
 """
 
 import os
