@@ -16,17 +16,26 @@ from pipeline.refine.interface import Refined, TeacherMasks
 
 @dataclass(frozen=True)
 class PseudoLabelFilter:
-    """Which teacher queries become pseudo-labels (S4M: 0.7 and 5)."""
+    """Which teacher queries become pseudo-labels (S4M: 0.7, 5, and no suppression of duplicates)."""
 
     score_threshold: float = 0.7
     """Class probability, over the classes and no-object, must be above it."""
     min_soft_area: float = 5.0
     """Sum of the mask probability over the network's stride-4 map must be above it."""
+    nms_iou_threshold: float | None = None
+    """Of two masks with a higher IoU, whatever their classes, only the surer stays; None keeps both (S4M).
+
+    A young Mask2Former puts several sure queries on one object, and a student taught so repeats it.
+    """
 
     def __post_init__(self) -> None:
-        """Refuse a threshold that is no probability."""
+        """Refuse a threshold that is no share."""
         if not 0 <= self.score_threshold <= 1:
             raise ConfigError("not a probability", where="score_threshold", expected="0 to 1", got=self.score_threshold)
+        if self.nms_iou_threshold is not None and not 0 < self.nms_iou_threshold <= 1:
+            raise ConfigError(
+                "not an IoU", where="nms_iou_threshold", expected="above 0, at most 1, or None", got=self.nms_iou_threshold
+            )
 
 
 @dataclass(frozen=True)
@@ -59,7 +68,7 @@ def filter_queries(class_logits: Tensor, mask_logits: Tensor, settings: PseudoLa
     Args:
         class_logits: [Q, C + 1], the last one is no-object.
         mask_logits: [Q, h, w].
-        settings: Thresholds, both strict.
+        settings: Thresholds, all strict.
 
     Returns:
         The queries kept, in query order.
@@ -68,7 +77,34 @@ def filter_queries(class_logits: Tensor, mask_logits: Tensor, settings: PseudoLa
     soft_area = mask_logits.sigmoid().sum(dim=(1, 2))
     keep = (labels != class_logits.shape[1] - 1) & (scores > settings.score_threshold)
     keep &= soft_area > settings.min_soft_area
-    return TeacherQueries(mask_logits[keep], labels[keep], scores[keep])
+    kept = TeacherQueries(mask_logits[keep], labels[keep], scores[keep])
+    if settings.nms_iou_threshold is None:
+        return kept
+    first = mask_nms(kept.logits > 0, kept.scores, settings.nms_iou_threshold)
+    return TeacherQueries(kept.logits[first], kept.labels[first], kept.scores[first])
+
+
+def mask_nms(masks: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
+    """Greedy non-maximum suppression by mask IoU.
+
+    Args:
+        masks: [N, h, w] bool; an empty mask overlaps with none.
+        scores: [N]; of equal scores the first goes first.
+        iou_threshold: A mask goes if its IoU with a surer one that stays is above it.
+
+    Returns:
+        Indices of the masks that stay, ascending, int64.
+    """
+    flat = masks.flatten(1).float()
+    shared = flat @ flat.T
+    area = flat.sum(dim=1)
+    union = area[:, None] + area[None] - shared
+    overlaps = (shared > iou_threshold * union).cpu()
+    stays: list[int] = []
+    for index in torch.argsort(scores, descending=True, stable=True).tolist():
+        if not overlaps[index, stays].any():
+            stays.append(index)
+    return torch.tensor(sorted(stays), dtype=torch.int64, device=masks.device)
 
 
 def to_canonical(queries: TeacherQueries, view: View) -> TeacherMasks:

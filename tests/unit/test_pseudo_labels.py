@@ -12,6 +12,7 @@ from pipeline.models.pseudo_labels import (
     PseudoLabelFilter,
     TeacherQueries,
     filter_queries,
+    mask_nms,
     to_canonical,
     to_view,
 )
@@ -80,6 +81,49 @@ def test_not_a_number_is_no_pseudo_label():
 def test_a_threshold_that_is_no_probability_is_refused(threshold):
     with pytest.raises(ConfigError, match="probability"):
         PseudoLabelFilter(score_threshold=threshold)
+
+
+def stripes(*spans, width=20):
+    """Masks [N, 1, width] of the cells from start to end."""
+    masks = torch.zeros(len(spans), 1, width, dtype=torch.bool)
+    for mask, (start, end) in zip(masks, spans, strict=True):
+        mask[:, start:end] = True
+    return masks
+
+
+def test_of_two_masks_of_one_object_the_surer_stays():
+    masks = stripes((0, 8), (0, 10), (12, 16), (12, 20))  # IoU of the pairs: 0.8 and 0.5
+    scores = torch.tensor([0.8, 0.9, 0.8, 0.75])
+    assert mask_nms(masks, scores, 0.7).tolist() == [1, 2, 3]
+    assert mask_nms(masks, scores, 0.8).tolist() == [0, 1, 2, 3]  # 0.8 is not above 0.8
+    assert mask_nms(masks, scores, 0.49).tolist() == [1, 2]
+
+
+def test_a_mask_that_goes_takes_none_with_it():
+    chain = stripes((0, 10), (4, 14), (8, 18))  # neighbours overlap by 6 of 14, the ends by 2 of 18
+    assert mask_nms(chain, torch.tensor([0.9, 0.8, 0.7]), 0.4).tolist() == [0, 2]
+
+
+def test_suppression_of_ties_and_of_empty_masks():
+    same = stripes((3, 9), (3, 9), (0, 0), (0, 0))
+    assert mask_nms(same, torch.full((4,), 0.8), 0.5).tolist() == [0, 2, 3]
+    assert mask_nms(same[:0], torch.zeros(0), 0.5).tolist() == []
+
+
+def test_duplicates_stay_unless_asked_and_go_whatever_their_class():
+    classes = class_logits([0.8, 0.1, 0.1], [0.05, 0.9, 0.05], [0.85, 0.1, 0.05])
+    masks = torch.where(stripes((0, 10), (0, 9), (12, 20)), 5.0, -5.0).double()
+    assert filter_queries(classes, masks, PseudoLabelFilter()).labels.tolist() == [0, 1, 0]
+    kept = filter_queries(classes, masks, PseudoLabelFilter(nms_iou_threshold=0.7))
+    assert kept.labels.tolist() == [1, 0]
+    assert torch.equal(kept.logits, masks[1:])
+    assert kept.scores.tolist() == pytest.approx([0.9, 0.85])
+
+
+@pytest.mark.parametrize("threshold", [0.0, -0.5, 1.01])
+def test_a_threshold_that_is_no_iou_is_refused(threshold):
+    with pytest.raises(ConfigError, match="not an IoU"):
+        PseudoLabelFilter(nms_iou_threshold=threshold)
 
 
 def canonical_blocks(count=3):
