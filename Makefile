@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 UV := $(BIN)/python -m uv
 
-.PHONY: help setup demo test test-slow e2e lint lock
+.PHONY: help setup demo test test-slow e2e lint bench lock
 
 help:  ## print this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
@@ -32,6 +32,9 @@ lint: setup  ## ruff (format and rules) and mypy
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
+
+bench: setup  ## speed as ratios, appended to docs/results/bench.jsonl; one of them: make bench NAME=...
+	@$(BIN)/python -m jobs.bench $(NAME)
 
 lock: setup  ## bring constraints.txt up to date with pyproject.toml; versions that still fit stay
 	@$(UV) pip compile -q --python-version 3.11 --extra dev --no-annotate --no-header \

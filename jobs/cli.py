@@ -15,7 +15,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from jobs import cli_options as opt
-from pipeline.errors import PipelineError
+from pipeline.errors import InputError, PipelineError
 
 EXIT_CODES = (
     "Exit codes: 0 done; 1 unexpected error; 2 wrong usage; 3 bad input, configuration or store of another origin; "
@@ -217,6 +217,14 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         if isinstance(error, PipelineError):
             print(f"error: {error}", file=sys.stderr)
             sys.exit(error.exit_code)
+        if isinstance(error, OSError) and error.filename is not None:
+            told = InputError(
+                error.strerror or type(error).__name__,
+                where=error.filename,
+                fix="is it the right path, of the right kind (file or folder), and may it be written?",
+            )
+            print(f"error: {told}", file=sys.stderr)
+            sys.exit(told.exit_code)
         text = " ".join(str(error).split()) or "no message"
         print(f"unexpected {type(error).__name__}: {text}\n  next:     run again with --debug", file=sys.stderr)
     sys.exit(1)

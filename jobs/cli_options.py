@@ -32,7 +32,7 @@ CfgOptions = Annotated[
     typer.Option(
         default_factory=list,
         show_default=False,
-        help="Override a key of the configuration, mmengine's grammar: key=value, a.b=1, a='[1,2]'; repeatable.",
+        help="Override a key of the configuration, mmengine's grammar: key=value, a.b=1, a='[1,2]'; once for each key.",
     ),
 ]
 WorkDir = Annotated[Path | None, typer.Option(help="Where to write; without it the configuration decides.")]

@@ -84,6 +84,14 @@ ROWS = (
     Row("student_iom", "student, IOM + ARP", "student/scenes_iom", teacher=TEACHER, is_extra=True),
     Row("student_cpi", "student, CPI + ARP", "student/scenes_cpi", teacher=TEACHER, is_extra=True),
     Row("student_no_arp", "student, points, no ARP", "student/scenes_points", ("model.arp=None",), TEACHER, True),
+    Row(
+        "student_labels",
+        "student's schedule, labels only",
+        "student/scenes_none",
+        ("model.settings.unlabelled_weight=0",),
+        TEACHER,
+        True,
+    ),
     Row("teacher_all_labels", "teacher, all labels", "teacher/scenes_supervised", ("split_file={all}",), None, True),
 )
 

@@ -85,6 +85,7 @@ def run(
     """
     config = open_config(config_path, cfg_options, also_known=KEYS)
     file = (work_dir or checkpoint.parent) / EVALUATION
+    allowed = _allowed_share(config)
     is_results = checkpoint.suffix == ".json"
     model = None if is_results else load_network(config, checkpoint, which=network)
     whole = whole_truth(config, names=class_names(model) if model else None)
@@ -104,14 +105,22 @@ def run(
         report = _same_evaluation(file, inputs)
         done = "already evaluated"
     else:
+        file.parent.mkdir(parents=True, exist_ok=True)
         report = _report(given or see(model, config, coco), coco, inputs)
         names = {"config": str(config_path), "checkpoint": str(checkpoint), "limit": limit}
         write_json(report | {"provenance": provenance() | names}, file)
         done = "written"
     print(_table(report))
     print(f"{done}: {file}")
-    _refuse_many_broken(report, float(config.get("max_broken_share", MAX_BROKEN_SHARE)), coco)
+    _refuse_many_broken(report, allowed, coco)
     return report
+
+
+def _allowed_share(config: Config) -> float:
+    share = config.get("max_broken_share", MAX_BROKEN_SHARE)
+    if not (isinstance(share, int | float) and 0 <= share <= 1):
+        raise ConfigError("not a share", where="max_broken_share", expected="a number from 0 to 1", got=share)
+    return float(share)
 
 
 def whole_truth(config: Config, *, names: Sequence[str] | None = None) -> CocoSet:

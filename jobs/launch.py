@@ -1,11 +1,23 @@
 """Start a training run: in this process, or in several that Ray Train starts."""
 
+import os
 from pathlib import Path
 from typing import Any, Literal
 
-from jobs.config_files import load_config
+from jobs.ray_runner import LOCAL, START
 from jobs.ray_training import train_on_ray
-from jobs.training import expand, finished_line, has_teacher, held, prepare, read_done, run_dir, say, train
+from jobs.training import (
+    check,
+    finished_line,
+    has_teacher,
+    held,
+    prepare,
+    read_done,
+    read_training_config,
+    run_dir,
+    say,
+    train,
+)
 from pipeline.errors import ConfigError
 
 
@@ -30,7 +42,7 @@ def launch(
         work_dir: The run directory; work_dirs/<folder>_<name> by default.
         resume: Go on from the last checkpoint.
         overwrite: Delete the run directory first.
-        dry_run: Only print what would be done.
+        dry_run: Only check everything that can be checked, and print what would be done.
         workers: Training processes; more than one are started by Ray Train.
         ray_address: Cluster for those.
 
@@ -43,10 +55,11 @@ def launch(
         PipelineError: see :func:`jobs.training.prepare`, :func:`jobs.training.train` and
             :func:`jobs.ray_training.train_on_ray`.
     """
-    config = load_config(config_path, cfg_options)
+    config = read_training_config(config_path, cfg_options)
     refuse_other_stage(config, stage, config_path)
+    refuse_many_workers(workers, ray_address)
     if dry_run:
-        expand(config)
+        check(config, where=config_path)
         say(f"would train {config.max_iters} steps of {config.batch_size} images per worker, {workers} worker(s)")
         return {}
     folder = run_dir(config_path, work_dir)
@@ -63,6 +76,23 @@ def launch(
             figures = read_done(run.work_dir)["validation"]
     say(finished_line(run, figures))
     return figures
+
+
+def refuse_many_workers(workers: int, ray_address: str) -> None:
+    """A Ray of our own starts as many processes as it is told to, and the machine stands still.
+
+    Raises:
+        ConfigError: more workers on this machine than it has cores.
+    """
+    cores = max(os.cpu_count() or 1, 2)
+    if ray_address in (LOCAL, START) and workers > cores:
+        raise ConfigError(
+            "more workers than this machine has cores",
+            where="--workers",
+            expected=f"at most {cores}",
+            got=workers,
+            fix="ask for fewer, or name a cluster with --ray-address",
+        )
 
 
 def refuse_other_stage(config: Any, stage: str, config_path: Path) -> None:

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from data_schemas.manifest import digest
 from jobs.config_files import load_config, parse_options
+from jobs.settings import hydrate
 from jobs.training import expand, quieten, refuse_missing_device
 from pipeline.data.transforms import PackSample
 from pipeline.errors import ConfigError, PipelineError
@@ -147,12 +148,7 @@ def filter_of(config: Config) -> PseudoLabelFilter:
     Raises:
         ConfigError: an unknown setting or a value out of range.
     """
-    given = dict(config.model.get("pseudo_labels") or {})
-    try:
-        return PseudoLabelFilter(**given)
-    except TypeError as error:
-        known = list(PseudoLabelFilter.__dataclass_fields__)
-        raise ConfigError("unknown setting", where="model.pseudo_labels", expected=known, got=list(given)) from error
+    return hydrate(PseudoLabelFilter, dict(config.model.get("pseudo_labels") or {}), where="model.pseudo_labels")
 
 
 def transforms_config(config: Config) -> list[Any]:

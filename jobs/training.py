@@ -23,7 +23,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from jobs.config_files import load_config, write_resolved
+from jobs.config_files import load_config, parse_options, write_resolved
 from pipeline.data.coco import write_json
 from pipeline.errors import CheckpointError, ConfigError, EnvironmentProblemError, InputError
 
@@ -91,7 +91,7 @@ def prepare(
     resume: bool,
     overwrite: bool,
 ) -> TrainingRun | None:
-    """Check the request and write the resolved config.
+    """Check the request and what it needs, then write the resolved config; nothing is touched before all is checked.
 
     Returns:
         What to run; None where it is finished already.
@@ -99,22 +99,22 @@ def prepare(
     Raises:
         ConfigError: a wrong config.
         InputError: the run directory holds another or an unfinished run and neither --resume nor --overwrite is given.
+        PipelineError: see :func:`check`.
     """
-    config = load_config(config_path, cfg_options)
-    expand(config)
+    config = read_training_config(config_path, cfg_options)
     folder = run_dir(config_path, work_dir)
     config.work_dir = str(folder)
     resolved = folder / RESOLVED
-    if overwrite and folder.exists():
-        if any(folder.iterdir()) and not resolved.exists():
+    is_begun = (folder / DONE).exists() or last_checkpoint(folder) is not None
+    if overwrite:
+        if folder.exists() and any(folder.iterdir()) and not resolved.exists():
             raise InputError(
                 "--overwrite deletes run directories only",
                 where=folder,
                 expected=f"an empty folder, or one with {RESOLVED}",
                 fix="choose another --work-dir, or empty it yourself",
             )
-        remove_run(folder)
-    if resolved.exists():
+    elif resolved.exists() and is_begun:
         stored = resolved.read_text()
         pending = folder / f"{RESOLVED}.new.py"
         write_resolved(config, pending)
@@ -129,18 +129,59 @@ def prepare(
             )
         if (folder / DONE).exists():
             return None
-        if not resume and last_checkpoint(folder) is not None:
+        if not resume:
             raise InputError(
                 "the run directory holds an unfinished run",
                 where=folder,
                 fix="--resume goes on from its last checkpoint, --overwrite starts again",
             )
-    elif resume:
+    elif resume and not resolved.exists():
         raise InputError("nothing to resume", where=folder, expected=RESOLVED, fix="leave --resume out")
+    check(config, where=config_path)
+    if overwrite and folder.exists():
+        remove_run(folder)
     folder.mkdir(parents=True, exist_ok=True)
     write_resolved(config, resolved)
     write_json(provenance(), folder / PROVENANCE)
     return TrainingRun(resolved, folder, last_checkpoint(folder))
+
+
+def read_training_config(config_path: Path, cfg_options: list[str]) -> Any:
+    """A training config, overrides applied and placeholders filled.
+
+    Raises:
+        ConfigError: no such file, an unknown key, an override without effect, or no config of a training.
+    """
+    from jobs.training_checks import KNOWN_KEYS, refuse_dead_overrides
+
+    config = load_config(config_path, cfg_options, also_known=KNOWN_KEYS)
+    refuse_dead_overrides(parse_options(cfg_options), config, where=f"--cfg-options, {config_path}")
+    missing = [name for name in ("model", "train_dataloader", "train_cfg") if name not in config._cfg_dict]
+    if missing:
+        raise ConfigError(
+            "this config describes no training",
+            where=config_path,
+            expected="a file of configs/teacher or configs/student, or a copy",
+            got=f"no key `{missing[0]}`",
+        )
+    expand(config)
+    return config
+
+
+def check(config: Any, *, where: str | Path) -> None:
+    """Refuse what cannot be trained: settings, device, first teacher, data, stores.
+
+    Raises:
+        PipelineError: the first that does not fit.
+    """
+    quieten()
+    from jobs.training_checks import check_inputs, check_settings
+
+    check_settings(config, where=where)
+    refuse_missing_device(config)
+    if has_teacher(config):
+        teacher_start(config.get("teacher_checkpoint"))
+    check_inputs(config)
 
 
 def has_teacher(config: Any) -> bool:
@@ -156,7 +197,11 @@ def held(folder: Path) -> Iterator[None]:
         InputError: another process on this machine trains there.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder.with_name(f".{folder.name}.lock"), fallback_to_soft=False)
+    if folder.exists() and not folder.is_dir():
+        raise InputError("a run directory is wanted", where=folder, got="a file", fix="choose another --work-dir")
+    path = folder.with_name(f".{folder.name}.lock")
+    path.touch()  # OSError where nothing can be written; the lock would take that for another process
+    lock = FileLock(path, fallback_to_soft=False)
     # Some network disks have no locks.
     with contextlib.suppress(NotImplementedError):
         try:

@@ -17,7 +17,7 @@ A smaller trial on a machine without GPU:
 images = "data/coco/annotations/instances_train2017.json"
 image_root = "data/coco/train2017"
 split = "data/coco/split_10/split.json"
-store = "data/coco/sam_store"
+store = "work_dirs/sam_store"
 
 sam = dict(name="sam2.1_hiera_large", device="cuda", precision="bf16")
 # The settings of SAM 2's own generator.

@@ -12,7 +12,7 @@ split = "data/nuclei/split/split.json"
 store = "work_dirs/nuclei_store"
 
 sam = dict(name="scenes-nano", device="cpu")
-proposals = dict(points_per_side=32, pred_iou_threshold=0.6, stability_score_threshold=0.7)
+proposals = dict(points_per_side=32, pred_iou_threshold=0.4, stability_score_threshold=0.5)
 similarity = dict(num_inside=128, num_uniform=128, seed=0)
 
 images_per_shard = 8

@@ -19,7 +19,7 @@ batch_size = 3
 """Labelled and unlabelled images per worker, each; the paper's 12 are 4 workers."""
 burn_in = 25_000
 ema_decay = 0.9996
-teacher_checkpoint = "work_dirs/coco_teacher/iter_368750.pth"
+teacher_checkpoint = "work_dirs/teacher_coco_r50"
 device = "auto"
 detector = model
 data_preprocessor = detector.pop("data_preprocessor")
@@ -27,7 +27,7 @@ model = dict(
     type=SemiStudent,
     detector=detector,
     data_preprocessor=dict(type=MultiBranchDataPreprocessor, data_preprocessor=data_preprocessor),
-    pseudo_labels=dict(score_threshold=0.7, min_soft_area=5.0),
+    pseudo_labels=dict(score_threshold=0.7, min_soft_area=5.0, nms_iou_threshold=None),
     refiner=dict(name="points", sam="sam2_hiera_large", device="cuda", num_points=3, cached_embeddings=64),
     arp=dict(mode="static"),
     settings=dict(unlabelled_weight=2.0, seed="{seed}"),

@@ -24,7 +24,8 @@ model = dict(
     type=SemiStudent,
     detector=detector,
     data_preprocessor=dict(type=MultiBranchDataPreprocessor, data_preprocessor=data_preprocessor),
-    pseudo_labels=dict(score_threshold=0.7, min_soft_area=5.0),
+    # S4M has no nms_iou_threshold; a teacher this young puts several sure masks on one object
+    pseudo_labels=dict(score_threshold=0.7, min_soft_area=5.0, nms_iou_threshold=0.6),
     refiner=dict(name="points", sam="scenes-nano", num_points=3),
     arp=dict(mode="static"),
     settings=dict(unlabelled_weight=2.0, seed="{seed}"),

@@ -1,6 +1,6 @@
 """The student on the scenes with refiner `cpi`; otherwise as scenes_points.
 
-s4m-pipeline train-student configs/student/scenes_cpi.py --work-dir work_dirs/student_cpi
+s4m-pipeline train-student configs/student/scenes_cpi.py
 """
 
 from mmengine.config import read_base

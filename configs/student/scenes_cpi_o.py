@@ -1,6 +1,6 @@
 """The student on the scenes with refiner `cpi_o`; otherwise as scenes_points.
 
-s4m-pipeline train-student configs/student/scenes_cpi_o.py --work-dir work_dirs/student_cpi_o
+s4m-pipeline train-student configs/student/scenes_cpi_o.py
 """
 
 from mmengine.config import read_base

@@ -1,6 +1,6 @@
 """The student on the scenes with refiner `cpi_u`; otherwise as scenes_points.
 
-s4m-pipeline train-student configs/student/scenes_cpi_u.py --work-dir work_dirs/student_cpi_u
+s4m-pipeline train-student configs/student/scenes_cpi_u.py
 """
 
 from mmengine.config import read_base

@@ -1,6 +1,6 @@
 """The student on the scenes with refiner `iom`; otherwise as scenes_points.
 
-s4m-pipeline train-student configs/student/scenes_iom.py --work-dir work_dirs/student_iom
+s4m-pipeline train-student configs/student/scenes_iom.py
 """
 
 from mmengine.config import read_base

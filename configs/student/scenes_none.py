@@ -1,6 +1,6 @@
 """The student on the scenes with refiner `none`; otherwise as scenes_points.
 
-s4m-pipeline train-student configs/student/scenes_none.py --work-dir work_dirs/student_none
+s4m-pipeline train-student configs/student/scenes_none.py
 """
 
 from mmengine.config import read_base

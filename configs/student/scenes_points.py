@@ -3,7 +3,7 @@
 Claim: refined pseudo-labels on the unlabelled scenes beat the teacher (paper Table 6). Cost: about 4 minutes on 2
 cores. The student starts from scenes-base; the teacher is the structural one.
 
-    s4m-pipeline train-student configs/student/scenes_points.py --work-dir work_dirs/student_points
+    s4m-pipeline train-student configs/student/scenes_points.py
 """
 
 from mmdet.models.data_preprocessors.data_preprocessor import MultiBranchDataPreprocessor
@@ -23,7 +23,7 @@ burn_in = 190
 ema_decay = 0.996
 at_burn_in_end = "keep"
 """In a run this short a copy would throw a better teacher away; the paper's long runs copy."""
-teacher_checkpoint = "work_dirs/teacher_structural"
+teacher_checkpoint = "work_dirs/teacher_scenes_structural"
 """A run directory (its newest checkpoint) or a file."""
 detector = model
 data_preprocessor = detector.pop("data_preprocessor")
@@ -31,7 +31,8 @@ model = dict(
     type=SemiStudent,
     detector=detector,
     data_preprocessor=dict(type=MultiBranchDataPreprocessor, data_preprocessor=data_preprocessor),
-    pseudo_labels=dict(score_threshold=0.7, min_soft_area=5.0),
+    # S4M has no nms_iou_threshold; a teacher this young puts several sure masks on one object
+    pseudo_labels=dict(score_threshold=0.7, min_soft_area=5.0, nms_iou_threshold=0.6),
     refiner=dict(name="points", sam="scenes-nano", num_points=3),
     arp=dict(mode="static"),
     settings=dict(unlabelled_weight=2.0, seed="{seed}"),

@@ -4,7 +4,7 @@ Claim (paper, 10 % of COCO): 30.3 mask AP. Cost: 368,750 steps of 16 images; not
 
     s4m-pipeline split data/coco/annotations/instances_train2017.json --out data/coco/split_10 --percent 10
     s4m-pipeline precompute-sam configs/sam/coco.py
-    s4m-pipeline train-teacher configs/teacher/coco_r50.py --work-dir work_dirs/coco_teacher
+    s4m-pipeline train-teacher configs/teacher/coco_r50.py
 
 Without distillation (the baseline): ``--cfg-options model.structural_weight=0``.
 """

@@ -4,7 +4,7 @@ Claim: SAM's decoder self-similarity, precomputed, improves the teacher (paper T
 about 5 % per step, plus ``precompute-sam`` once.
 
     s4m-pipeline precompute-sam configs/sam/scenes.py
-    s4m-pipeline train-teacher configs/teacher/scenes_structural.py --work-dir work_dirs/teacher_structural
+    s4m-pipeline train-teacher configs/teacher/scenes_structural.py
 """
 
 from mmengine.config import read_base

@@ -2,7 +2,7 @@
 
 Claim: what a Mask2Former learns from the labelled scenes alone. Cost: about 2 minutes on 2 cores.
 
-    s4m-pipeline train-teacher configs/teacher/scenes_supervised.py --work-dir work_dirs/teacher_supervised
+    s4m-pipeline train-teacher configs/teacher/scenes_supervised.py
 """
 
 from mmengine.config import read_base

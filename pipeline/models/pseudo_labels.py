@@ -34,7 +34,10 @@ class PseudoLabelFilter:
             raise ConfigError("not a probability", where="score_threshold", expected="0 to 1", got=self.score_threshold)
         if self.nms_iou_threshold is not None and not 0 < self.nms_iou_threshold <= 1:
             raise ConfigError(
-                "not an IoU", where="nms_iou_threshold", expected="above 0, at most 1, or None", got=self.nms_iou_threshold
+                "not an IoU",
+                where="nms_iou_threshold",
+                expected="above 0, at most 1, or None",
+                got=self.nms_iou_threshold,
             )
 
 

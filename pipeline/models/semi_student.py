@@ -2,7 +2,6 @@
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -28,24 +27,11 @@ from pipeline.models.pseudo_labels import (
     to_canonical,
     to_view,
 )
+from pipeline.models.student_settings import StudentSettings
 from pipeline.refine.build import build_refiner
 from pipeline.refine.embedding_cache import EmbeddingCache
 from pipeline.sam.sam2_backend import build_backend
 from pipeline.stores.proposal_store import ProposalStore
-
-
-@dataclass(frozen=True)
-class StudentSettings:
-    """What a student step does, apart from the two networks."""
-
-    unlabelled_weight: float = 2.0
-    """Weight of the pseudo-label loss (S4M: 2)."""
-    min_pixels: int = 16
-    """Refined masks with fewer pixels in the view are dropped: no empty target at stride 4 is trained on."""
-    watch_quality: bool = True
-    """Log pseudo-label quality where the unlabelled images carry hidden ground truth."""
-    seed: int = 0
-    """Of point sampling and pasting; the step and the worker are mixed in."""
 
 
 class SemiStudent(SemiBaseDetector):
@@ -95,14 +81,15 @@ class SemiStudent(SemiBaseDetector):
         inputs, samples = multi_batch_inputs["unsup"], multi_batch_data_samples["unsup"]
         losses = _prefixed("sup", self.student.loss(multi_batch_inputs["sup"], multi_batch_data_samples["sup"]))
         rng = np.random.default_rng([self.settings.seed, *self.step_key])
-        queries = self.teacher_queries(inputs, samples)
-        labels, log = self.refined_labels(queries, samples, rng)
+        with torch.autocast(inputs.device.type, enabled=False):  # only what is learnt is in half precision
+            queries = self.teacher_queries(inputs, samples)
+            labels, log = self.refined_labels(queries, samples, rng)
         mixed = self.mixed_samples(inputs, labels, rng)
         strong = self.strong_inputs(mixed)
         targets = [_with_targets(s, m, inputs.device) for s, m in zip(samples, mixed, strict=True)]
         learned = self.student.loss(strong, targets)
-        has_labels = float(any(len(m.labels) for m in mixed))
-        weight = self.settings.unlabelled_weight * has_labels
+        is_learnt = self.settings.learn_empty_batches or any(len(m.labels) for m in mixed)
+        weight = self.settings.unlabelled_weight * float(is_learnt)
         losses |= _prefixed("unsup", {name: value * weight for name, value in learned.items()})
         return losses | {name: inputs.new_tensor(value) for name, value in log.items()}
 

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -156,6 +157,15 @@ class TrainingRunner(Runner):
             find_unused_parameters=bool(self.cfg.get("find_unused_parameters", False)),
         )
 
+    def build_val_loop(self, loop: Any) -> Any:
+        """Build the validation, whose labels are those that are taught, in whatever order its file names them."""
+        built = super().build_val_loop(loop)
+        taught = getattr(self.train_dataloader.dataset, "metainfo", {}).get("classes")
+        for metric in built.evaluator.metrics:
+            if isinstance(metric, MaskApMetric) and taught:
+                metric.use_classes(taught)
+        return built
+
 
 class StreamLoop(IterBasedTrainLoop):
     """MMEngine's iteration loop over a stream that starts at any step: resuming does not read skipped data."""
@@ -192,7 +202,22 @@ class MaskApMetric(BaseMetric):
         self, *, annotation_file: str, image_root: str, class_names: Sequence[str] | None = None, **kwargs: Any
     ) -> None:
         super().__init__(**kwargs)
-        self._coco: CocoSet = load_coco(Path(annotation_file), Path(image_root), class_names=class_names)
+        self._files = Path(annotation_file), Path(image_root)
+        self._names = class_names
+
+    @cached_property
+    def _coco(self) -> CocoSet:
+        return load_coco(*self._files, class_names=self._names)
+
+    def use_classes(self, names: Sequence[str]) -> None:
+        """Take label k for class ``names[k]``, unless the config names the classes itself.
+
+        Raises:
+            ConfigError: a class that the annotation file does not have.
+        """
+        if self._names is None:
+            self._names = tuple(names)
+        self._coco  # noqa: B018  (a wrong file is told before the training, not after it)
 
     def process(self, data_batch: Any, data_samples: Sequence[Mapping[str, Any]]) -> None:
         """Collect detections as COCO results, with the image they are of."""

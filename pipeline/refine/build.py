@@ -30,6 +30,11 @@ REFINER_NAMES: tuple[str, ...] = tuple(_OWN_SETTINGS)
 _MATCH_SETTINGS = tuple(field.name for field in fields(MatchSettings))
 
 
+def setting_names() -> tuple[str, ...]:
+    """Settings of any refiner."""
+    return tuple(dict.fromkeys([*(name for own in _OWN_SETTINGS.values() for name in own), *_MATCH_SETTINGS]))
+
+
 def build_refiner(
     name: str,
     *,

@@ -1,5 +1,6 @@
 """Hooks and loop: the teacher's phases, seeds as functions of the step, streams that start anywhere, our metric."""
 
+import json
 from types import SimpleNamespace
 
 import numpy as np
@@ -204,6 +205,31 @@ def test_the_metric_is_one_for_the_truth_and_zero_for_its_opposite(scenes):
         figures = metric.evaluate(len(coco.images))
         assert set(figures) == {f"coco/{name}" for name in ("mask_AP", "mask_AP50", "mask_AP75", "AR100")}
         assert figures["coco/mask_AP"] == pytest.approx(expected)
+
+
+def test_the_labels_of_the_metric_are_those_that_are_taught(scenes, tmp_path):
+    root = scenes.image_root
+    content = json.loads(scenes.annotations("val").read_text())
+    taught = [category["name"] for category in content["categories"]]
+    content["categories"].reverse()
+    turned = tmp_path / "turned.json"
+    turned.write_text(json.dumps(content))
+    coco = load_coco(scenes.annotations("val"), root)
+
+    def ap(metric):
+        for image in coco.images:
+            metric.process(None, [prediction(coco, image)])
+        return metric.evaluate(len(coco.images))["coco/mask_AP"]
+
+    metric = MaskApMetric(annotation_file=str(turned), image_root=str(root))
+    metric.use_classes(taught)
+    assert ap(metric) == pytest.approx(1.0)
+    assert ap(MaskApMetric(annotation_file=str(turned), image_root=str(root))) < 0.5  # what it guards against
+    with pytest.raises(ConfigError, match="class names"):
+        MaskApMetric(annotation_file=str(turned), image_root=str(root)).use_classes([*taught, "unknown"])
+    named = MaskApMetric(annotation_file=str(turned), image_root=str(root), class_names=taught[:2])
+    named.use_classes(["something", "else"])  # the config's own names stay
+    assert len(named._coco.categories) == 2
 
 
 def test_the_metric_counts_the_images_that_were_seen(scenes):

@@ -1,0 +1,285 @@
+"""What is refused before a training starts: nothing is written or deleted for it."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from data_schemas.manifest import SCHEMA_VERSIONS, ImageKey, StoreIdentity
+from data_schemas.similarity import SimilarityLayout, SimilarityTargets
+from jobs.config_files import load_config
+from jobs.launch import launch, refuse_many_workers
+from jobs.training import held, read_training_config, run_dir
+from jobs.training_checks import check_inputs, check_settings
+from pipeline.data.coco import load_coco, make_coco, subset
+from pipeline.data.splits import draw_split, load_split, save_split
+from pipeline.errors import ConfigError, InputError, StoreMismatchError
+from pipeline.stores.proposal_store import commit_proposals
+from pipeline.stores.similarity_store import commit_similarity
+from pipeline.stores.writer import StoreWriter
+from tests.toy_scenes import small_scenes
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+TEACHERS, STUDENTS = (sorted((CONFIGS / stage).glob("*.py")) for stage in ("teacher", "student"))
+
+
+def read(name, *options):
+    return read_training_config(CONFIGS / f"{name}.py", list(options))
+
+
+def refusal(name, *options):
+    with pytest.raises(ConfigError) as caught:
+        check_settings(read(name, *options), where="here")
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("path", [*TEACHERS, *STUDENTS], ids=lambda path: path.stem)
+def test_the_shipped_configs_pass(path):
+    check_settings(read_training_config(path, []), where=path)
+
+
+@pytest.mark.parametrize(
+    ("option", "told"),
+    [
+        ("max_iters=abc", "max_iters = 'abc', expected a whole number"),
+        ("max_iters=-5", "max_iters = -5"),
+        ("max_iters=2.5", "max_iters = 2.5"),
+        ("batch_size=0", "batch_size = 0"),
+        ("learning_rate=-1", "learning_rate = -1, expected a number above 0"),
+        ("learning_rate=0", "learning_rate = 0"),
+        ("max_broken_share=2", "max_broken_share = 2, expected a share"),
+        ("seed=-1", "seed = -1"),
+    ],
+)
+def test_a_number_that_cannot_be_used_is_refused(option, told):
+    assert told in refusal("teacher/scenes_supervised", option)
+
+
+@pytest.mark.parametrize(
+    ("option", "told"),
+    [
+        ("model.pseudo_labels.score_threshold=abc", "score_threshold: expected float, got 'abc'"),
+        ("model.pseudo_labels.score_threshold=7", "not a probability"),
+        ("model.settings.unlabelled_weight=-1", "out of range"),
+        ("model.settings.min_pixels=0", "out of range"),
+        ("model.arp.mode=sideways", "mode: expected 'static' or 'moved'"),
+        ("burn_in=-1", "burn_in = -1"),
+        ("ema_decay=1", "ema_decay = 1"),
+    ],
+)
+def test_a_students_block_that_cannot_be_used_is_refused(option, told):
+    assert told in refusal("student/scenes_points", option)
+
+
+def test_a_mistyped_block_in_a_file_names_the_nearest_setting(tmp_path):
+    text = (CONFIGS / "student/scenes_points.py").read_text()
+    text = text.replace("settings=dict(unlabelled_weight", "settings=dict(unlabeled_weight")
+    folder = tmp_path / "configs"
+    for name in ("_base_", "teacher"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).symlink_to(CONFIGS / name)
+    (folder / "student").mkdir()
+    path = folder / "student/mine.py"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=r"unlabeled_weight.*nearest: unlabelled_weight"):
+        check_settings(read_training_config(path, []), where=path)
+    path.write_text(text.replace("unlabeled", "unlabelled").replace("max_iters = 380", "max_iter = 380"))
+    with pytest.raises(ConfigError, match=r"max_iter: nothing reads this .nearest: max_iters"):
+        check_settings(read_training_config(path, []), where=path)
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        "model.refiner.cached_embeddings=3",
+        "model.refiner.min_iou_with_teacher=0.5",
+        "model.arp.min_source_area=3000",
+        "model.settings.min_pixels=1",
+        "model.settings.learn_empty_batches=True",
+        "model.pseudo_labels.nms_iou_threshold=None",
+    ],
+)
+def test_a_setting_at_its_default_may_be_given_on_the_command_line(option):
+    config = read("student/scenes_cpi_u", option)
+    check_settings(config, where="here")
+    _, block, name = option.split("=")[0].split(".")
+    assert name in config.model[block]
+
+
+def test_an_override_that_the_file_has_already_used_is_refused():
+    with pytest.raises(ConfigError, match="`num_classes` has no effect") as caught:
+        read("teacher/coco_r50", "num_classes=5")
+    assert "copy of the file" in str(caught.value)
+    assert (
+        read("teacher/coco_r50", "backbone_checkpoint=weights.pth").model.backbone.init_cfg.checkpoint == "weights.pth"
+    )
+
+
+def test_a_config_of_something_else_is_refused():
+    for name in ("sam/scenes", "_base_/scenes_data"):
+        with pytest.raises(ConfigError, match="describes no training"):
+            read(name)
+
+
+@pytest.mark.parametrize("path", STUDENTS, ids=lambda path: path.stem)
+def test_the_configs_of_a_family_name_each_others_folders(path):
+    family = next(name for name in ("scenes", "nuclei", "coco") if path.stem.startswith(name))
+    sam = read_sam(family)
+    student = read_training_config(path, [])
+    teachers = {str(run_dir(teacher, None)): teacher for teacher in TEACHERS if teacher.stem.startswith(family)}
+    assert student.teacher_checkpoint in teachers
+    teacher = read_training_config(teachers[student.teacher_checkpoint], [])
+    assert student.store == teacher.store == sam.store
+    assert student.split_file == teacher.split_file == sam.split
+
+
+def read_sam(family):
+    return load_config(CONFIGS / f"sam/{family}.py", [])
+
+
+def test_more_workers_than_cores_are_refused_here_and_not_on_a_cluster(monkeypatch):
+    monkeypatch.setattr("os.cpu_count", lambda: 4)
+    refuse_many_workers(4, "local")
+    refuse_many_workers(99, "10.0.0.1:6379")
+    with pytest.raises(ConfigError, match="more workers than this machine has cores"):
+        refuse_many_workers(5, "start")
+
+
+def test_a_run_directory_that_is_a_file_is_refused(tmp_path):
+    (tmp_path / "taken").write_text("")
+    with pytest.raises(InputError, match="a run directory is wanted"), held(tmp_path / "taken"):
+        pass
+
+
+@pytest.fixture
+def scenes(tmp_path):
+    return small_scenes(tmp_path / "scenes", num_train=4)
+
+
+def write_store(uri, scenes, *, kinds=("similarity", "proposals"), rename=None):
+    """What precompute-sam would write, with nothing in it."""
+    coco = load_coco(scenes.annotations("train"), scenes.image_root)
+    labelled = subset(coco, load_split(scenes.root / "split.json", coco).labelled)
+    for kind in kinds:
+        chosen = labelled if kind == "similarity" else make_coco(coco.image_root, coco.images, (), ())
+        images = [ImageKey(i.image_id, rename or i.file_name, i.height, i.width) for i in chosen.images]
+        layout = SimilarityLayout(num_points=4, grid_hw=(2, 2), rows_per_chunk=2) if kind == "similarity" else None
+        identity = StoreIdentity(kind, SCHEMA_VERSIONS[kind], chosen.fingerprint, "sam", "0" * 64)
+        with StoreWriter.create_or_open(uri, identity, images, images_per_shard=9, layout=layout) as writer:
+            for task in writer.missing().tasks:
+                ids = [image.image_id for image in task.plan.images]
+                if layout is None:
+                    commit_proposals(task, {i: [] for i in ids})
+                else:
+                    points, kind_of = np.ones((4, 2), np.float32), np.ones(4, np.uint8)
+                    rows = SimilarityTargets(points, kind_of, np.zeros((4, 2, 2), np.float32))
+                    commit_similarity(task, dict.fromkeys(ids, rows))
+    return uri
+
+
+def inputs_of(name, scenes, *options):
+    check_inputs(read(name, f"data_root={scenes.root}", *options))
+
+
+def test_a_store_of_these_images_is_taken(scenes, tmp_path):
+    store = write_store(tmp_path / "store", scenes)
+    inputs_of("teacher/scenes_structural", scenes, f"store={store}")
+    inputs_of("student/scenes_cpi_u", scenes, f"store={store}")
+
+
+def test_a_store_that_is_not_there_is_told_before_the_training(scenes, tmp_path):
+    for name in ("teacher/scenes_structural", "student/scenes_iom"):
+        with pytest.raises(InputError, match="precompute-sam"):
+            inputs_of(name, scenes, f"store={tmp_path / 'none'}")
+    inputs_of("teacher/scenes_supervised", scenes)
+    inputs_of("student/scenes_points", scenes, f"store={tmp_path / 'none'}")  # points need none
+    with pytest.raises(ConfigError, match="needs a proposal library"):
+        inputs_of("student/scenes_cpi_u", scenes, "model.refiner.store=None")
+
+
+def test_a_store_of_other_images_is_refused(scenes, tmp_path):
+    store = write_store(tmp_path / "store", scenes, rename="other.png")
+    for name, kind in (("teacher/scenes_structural", "similarity"), ("student/scenes_cpi_u", "proposals")):
+        with pytest.raises(StoreMismatchError, match=f"{kind} of this store are not of these images"):
+            inputs_of(name, scenes, f"store={store}")
+
+
+def rewritten(file, change):
+    content = json.loads(file.read_text())
+    change(content)
+    file.write_text(json.dumps(content))
+
+
+def test_targets_from_other_annotations_of_the_images_are_refused(scenes, tmp_path):
+    store = write_store(tmp_path / "store", scenes, kinds=("similarity",))
+    coco = load_coco(scenes.annotations("train"), scenes.image_root)
+    one = load_split(scenes.root / "split.json", coco).labelled[0]
+    rewritten(
+        scenes.annotations("train"),
+        lambda c: c["annotations"].remove(next(a for a in c["annotations"] if a["image_id"] == one)),
+    )
+    fresh = load_coco(scenes.annotations("train"), scenes.image_root)
+    (scenes.root / "split.json").unlink()
+    save_split(draw_split(fresh, percent=50, seed=0), scenes.root / "split.json")
+    with pytest.raises(StoreMismatchError, match="other annotations"):
+        inputs_of("teacher/scenes_structural", scenes, f"store={store}")
+
+
+def test_other_classes_than_the_networks_are_refused(scenes):
+    rewritten(scenes.annotations("train"), lambda c: c["categories"].append({"id": 99, "name": "ninth"}))
+    (scenes.root / "split.json").unlink()
+    fresh = load_coco(scenes.annotations("train"), scenes.image_root)
+    save_split(draw_split(fresh, percent=50, seed=0), scenes.root / "split.json")
+    with pytest.raises(ConfigError, match="another number of classes") as caught:
+        inputs_of("teacher/scenes_supervised", scenes)
+    assert "ninth" in str(caught.value)
+
+
+def test_a_validation_set_with_other_names_is_refused(scenes):
+    rewritten(scenes.annotations("val"), lambda c: c["categories"][0].update(name="mistyped"))
+    with pytest.raises(ConfigError, match="class names that the annotation file does not have"):
+        inputs_of("teacher/scenes_supervised", scenes)
+
+
+TINY = ["max_iters=1", "batch_size=1", "init_checkpoint=None", "device=cpu", "model.test_cfg.max_per_image=3"]
+
+
+def train(scenes, folder, *options, **more):
+    return launch(
+        CONFIGS / "teacher/scenes_supervised.py",
+        stage="teacher",
+        cfg_options=[f"data_root={scenes}", *TINY, *options],
+        work_dir=folder,
+        **more,
+    )
+
+
+def test_a_refused_start_writes_nothing_and_deletes_nothing(scenes, tmp_path):
+    folder = tmp_path / "run"
+    with pytest.raises(InputError, match="not found"):
+        train(tmp_path / "nowhere", folder)
+    assert not folder.exists()
+    train(scenes.root, folder)
+    kept = sorted(path.name for path in folder.iterdir())
+    with pytest.raises(InputError, match="not found"):
+        train(tmp_path / "nowhere", folder, overwrite=True)
+    assert sorted(path.name for path in folder.iterdir()) == kept
+    assert "done.json" in kept
+
+
+def test_a_dry_run_checks_the_data_too(scenes, tmp_path, capsys):
+    with pytest.raises(InputError, match="not found"):
+        train(tmp_path / "nowhere", tmp_path / "run", dry_run=True)
+    train(scenes.root, tmp_path / "run", dry_run=True)
+    assert "would train 1 steps" in capsys.readouterr().out
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_that_died_before_its_first_checkpoint_is_begun_again_with_other_settings(scenes, tmp_path):
+    folder = tmp_path / "run"
+    train(scenes.root, folder)
+    for path in (*folder.glob("iter_*.pth"), folder / "done.json"):
+        path.unlink()
+    train(scenes.root, folder, "seed=3")
+    assert "seed = 3" in (folder / "resolved_config.py").read_text()
