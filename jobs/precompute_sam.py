@@ -15,6 +15,7 @@ from jobs.progress import Progress
 from jobs.ray_runner import LOCAL, run_sharded
 from jobs.settings import PrecomputeSettings, known_keys, load_settings
 from jobs.stages import STAGES, MakeBackend, ShardJob, ShardReport, build_sam
+from jobs.store_checks import image_keys
 from pipeline.data.coco import CocoSet, check_image_files, load_images, make_coco, subset
 from pipeline.data.splits import load_split
 from pipeline.errors import ConfigError, InputError, TooManyQuarantinedError
@@ -167,7 +168,7 @@ def _plan(kind: str, settings: PrecomputeSettings, coco: CocoSet, labelled: Coco
         sam_sha256=backend.sha256,
         settings=settings.identity_settings(kind),
     )
-    images = tuple(ImageKey(image.image_id, image.file_name, image.height, image.width) for image in chosen.images)
+    images = image_keys(chosen.images)
     objects = {
         i: tuple(entry.rle for entry in entries if not entry.iscrowd) for i, entries in chosen.annotations.items()
     }

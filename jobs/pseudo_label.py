@@ -33,14 +33,13 @@ from jobs.networks import (
 from jobs.progress import Progress
 from jobs.ray_runner import LOCAL, run_sharded
 from jobs.stages import ShardJob, ShardReport
+from jobs.store_checks import image_keys, refuse_other_images
 from jobs.training import provenance, refuse_missing_device
 from pipeline.data.coco import check_image_files, make_coco
-from pipeline.errors import InputError, TooManyQuarantinedError
+from pipeline.errors import TooManyQuarantinedError
 from pipeline.refine.build import build_refiner
 from pipeline.sam.sam2_backend import build_backend
-from pipeline.stores.files import open_files
 from pipeline.stores.proposal_store import ProposalStore
-from pipeline.stores.shards import read_manifest
 from pipeline.stores.writer import StoreCounts, StoreWriter, preview, remove_part
 
 RESOLVED_CONFIG = "pseudo_label.py"
@@ -140,7 +139,7 @@ def make_plan(
     model = load_network(on_cpu, checkpoint, which=network)
     names = class_names(model)
     source = find_source(config, settings, names=names, num_classes=num_classes(model), limit=limit)
-    images = tuple(ImageKey(i.image_id, i.file_name, i.height, i.width) for i in source.coco.images)
+    images = image_keys(source.coco.images)
     labeller = Labeller(
         config_text=as_text(config),
         checkpoint=str(checkpoint.absolute() if checkpoint.exists() else checkpoint),
@@ -191,26 +190,11 @@ def _guide(refiner: Mapping[str, Any], images: Sequence[ImageKey]) -> tuple[str,
     if name not in ("points", "none") and store is not None:
         library = ProposalStore.open(store)
         build_refiner(**own, proposals=library)
-        _refuse_other_library(str(store), images)
+        refuse_other_images(str(store), "proposals", images)
         identity = library.identity
         return identity.sam_name, identity.sam_sha256, own | {"library": digest(identity.to_json())[:16]}
     build_refiner(**own)
     return "none", "", own
-
-
-def _refuse_other_library(store: str, images: Sequence[ImageKey]) -> None:
-    """A library of other images may well have the same ids."""
-    manifest = read_manifest(open_files(store))
-    stored = {image.image_id: image for image in manifest.parts["proposals"].images} if manifest else {}
-    other = [image for image in images if stored.get(image.image_id) != image]
-    if other:
-        raise InputError(
-            "the proposal library is not of these images",
-            where=store,
-            expected=f"image {other[0].image_id}: {other[0].file_name}, {other[0].height} x {other[0].width}",
-            got=f"{stored.get(other[0].image_id, 'no such image')}; {len(other)} of {len(images)} images differ",
-            fix="run precompute-sam on these images, and name its store with --cfg-options model.refiner.store=FOLDER",
-        )
 
 
 def label_images(plan: Plan, config: Config, *, ray_address: str = LOCAL) -> StoreCounts:

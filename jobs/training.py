@@ -175,6 +175,7 @@ def check(config: Any, *, where: str | Path) -> None:
         PipelineError: the first that does not fit.
     """
     quieten()
+    import pipeline.models.mmcv_ops  # noqa: F401  (before mmdet, which the config's classes import)
     from jobs.training_checks import check_inputs, check_settings
 
     check_settings(config, where=where)

@@ -7,8 +7,8 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from data_schemas.manifest import ImageKey, StorePart
 from jobs.settings import hydrate, known_keys
+from jobs.store_checks import image_keys, refuse_other_images
 from pipeline.data.arp import ArpSettings
 from pipeline.data.coco import CocoSet, load_coco
 from pipeline.errors import ConfigError, StoreMismatchError
@@ -164,7 +164,6 @@ def check_classes(config: Any, taught: CocoSet, *, where: str) -> None:
 
 def _load(settings: Mapping[str, Any]) -> CocoSet:
     """The images of one stream, as ``InstanceDataset`` takes them."""
-    import pipeline.models.mmcv_ops  # noqa: F401  (before mmdet)
     from pipeline.data.instance_dataset import InstanceDataset
 
     wanted = ("annotation_file", "image_root", "split_file", "part", "class_names", "with_masks")
@@ -178,29 +177,18 @@ def _check_store(uri: str, kind: Any, images: CocoSet | None) -> None:
         InputError: no store, or no such artefact in it.
         StoreMismatchError: a store of other images.
     """
-    part: StorePart = StoreIndex.open(uri, kind).part
     if images is None:
+        StoreIndex.open(uri, kind)
         return
-    stored = {image.image_id: image for image in part.images}
-    asked = [ImageKey(i.image_id, i.file_name, i.height, i.width) for i in images.images]
-    other = [image for image in asked if stored.get(image.image_id) != image]
-    fix = "give the run the store of these images, or run precompute-sam on them with another --work-dir"
-    if other:
-        raise StoreMismatchError(
-            f"the {kind} of this store are not of these images",
-            where=uri,
-            expected=f"image {other[0].image_id}: {other[0].file_name}, {other[0].height} x {other[0].width}",
-            got=f"{stored.get(other[0].image_id, 'no such image')}; {len(other)} of {len(asked)} images differ",
-            fix=fix,
-        )
-    is_same = kind == "similarity" and len(stored) == len(asked)
+    part = refuse_other_images(uri, kind, image_keys(images.images))
+    is_same = kind == "similarity" and len(part.images) == len(images.images)
     if is_same and part.identity.dataset_fingerprint != images.fingerprint:
         raise StoreMismatchError(
             "the similarity targets were made from other annotations of these images",
             where=uri,
             expected=f"fingerprint {images.fingerprint[:12]}",
             got=f"fingerprint {part.identity.dataset_fingerprint[:12]}",
-            fix=fix,
+            fix="run precompute-sam again with another --work-dir, and name that store",
         )
 
 

@@ -170,6 +170,17 @@ def test_the_unexpected_is_1_and_one_line(job, capsys):
     assert err.splitlines() == ["unexpected ZeroDivisionError: division by zero", "  next:     run again with --debug"]
 
 
+def test_a_path_that_cannot_be_used_is_named(job, capsys, tmp_path):
+    file = tmp_path / "file"
+    file.write_text("")
+    job("demo", lambda: (file / "below").mkdir(parents=True))
+    assert exit_code("demo") == 3
+    err = capsys.readouterr().err.splitlines()
+    assert err[0] == "error: Not a directory"
+    assert str(file) in err[1]
+    assert err[-1].startswith("  next:")
+
+
 def test_interruption_is_130(job, capsys):
     job("demo", fail_with(KeyboardInterrupt()))
     assert exit_code("demo") == 130

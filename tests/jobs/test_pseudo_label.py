@@ -312,7 +312,7 @@ def test_a_library_of_other_images_is_refused(root, options, student, library, t
         annotation["image_id"] = 1
     (tmp_path / "val.json").write_text(json.dumps(content))
     images = [f"pseudo_label.images={tmp_path / 'val.json'}", f"pseudo_label.image_root={root / 'scenes' / 'images'}"]
-    with pytest.raises(InputError, match="not of these images"):
+    with pytest.raises(StoreMismatchError, match="not of these images"):
         label(student, tmp_path / "run", [*options, *images, f"store={library}", "model.refiner.name=cpi"])
     assert not (tmp_path / "run").exists()
 

@@ -1,5 +1,7 @@
 """A student's step: what it learns from, what it does not, and that every part that is asked for takes part."""
 
+from types import SimpleNamespace
+
 import pipeline.models.mmcv_ops  # noqa: F401  isort: skip  (before mmdet)
 import numpy as np
 import pytest
@@ -166,6 +168,27 @@ def test_without_pseudo_labels_only_the_labels_teach(folder):
     assert both.keys() == expected.keys()
     for name in expected:
         torch.testing.assert_close(both[name], expected[name], rtol=1e-5, atol=1e-8)
+
+
+def test_that_everything_is_ground_is_learnt_only_if_asked_or_beside_a_label(folder):
+    asked = losses_of(build_student(pseudo_labels=NOTHING, learn_empty_batches=True), batch(folder))
+    assert float(asked["pseudo/per_image"]) == 0
+    assert float(total(asked, "unsup")) > 0
+
+
+def test_teacher_and_refiner_work_in_full_precision_within_autocast(folder):
+    model, seen = build_student(), []
+    filtered, refined = model.teacher_queries, model.refiner.refine
+    model.teacher_queries = lambda *args: seen.append(torch.is_autocast_enabled("cpu")) or filtered(*args)
+    model.refiner = SimpleNamespace(
+        refine=lambda *args: seen.append(torch.is_autocast_enabled("cpu")) or refined(*args)
+    )
+    plain = losses_of(build_student(), batch(folder))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        half = losses_of(model, batch(folder))
+        assert torch.is_autocast_enabled("cpu")
+    assert seen == [False] * 3  # the teacher once, the refiner for two images
+    assert float(half["pseudo/per_image"]) == float(plain["pseudo/per_image"])
 
 
 def test_the_pseudo_label_loss_carries_its_weight(folder):

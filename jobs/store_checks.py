@@ -1,0 +1,43 @@
+"""Is this the store of these images? What every command asks that reads one."""
+
+from collections.abc import Iterable
+
+from data_schemas.manifest import ImageKey, Kind, StorePart
+from pipeline.data.coco import CocoImage
+from pipeline.errors import StoreMismatchError
+from pipeline.stores.index import StoreIndex
+
+
+def image_keys(images: Iterable[CocoImage]) -> tuple[ImageKey, ...]:
+    """Images as the plan of a store knows them."""
+    return tuple(ImageKey(image.image_id, image.file_name, image.height, image.width) for image in images)
+
+
+def refuse_other_images(uri: str, kind: Kind, images: Iterable[ImageKey]) -> StorePart:
+    """A store of other images may well have the same ids.
+
+    Args:
+        uri: The store.
+        kind: Which artefact of it.
+        images: All must be in the store, with the same name and size; it may hold more.
+
+    Returns:
+        What the manifest says of this artefact.
+
+    Raises:
+        InputError: no store, or no such artefact in it.
+        StoreMismatchError: a store of other images.
+        StoreDamagedError: its manifest or a record is damaged.
+    """
+    part, asked = StoreIndex.open(uri, kind).part, list(images)
+    stored = {image.image_id: image for image in part.images}
+    other = [image for image in asked if stored.get(image.image_id) != image]
+    if other:
+        raise StoreMismatchError(
+            f"the {kind} of this store are not of these images",
+            where=uri,
+            expected=f"image {other[0].image_id}: {other[0].file_name}, {other[0].height} x {other[0].width}",
+            got=f"{stored.get(other[0].image_id, 'no such image')}; {len(other)} of {len(asked)} images differ",
+            fix="run precompute-sam on these images, and name its store",
+        )
+    return part
