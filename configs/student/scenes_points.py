@@ -1,7 +1,7 @@
 """The S4M student on the scenes: teacher masks refined by SAM from 3 points each, ARP, burn-in, EMA.
 
-Claim: refined pseudo-labels on the unlabelled scenes beat the teacher (paper Table 6). Cost: about 4 minutes on 2
-cores. The student starts from scenes-base; the teacher is the structural one.
+Claim: refined pseudo-labels on the unlabelled scenes beat the teacher (paper Table 6). Cost: about 6 minutes of one
+core. The student starts from scenes-base; the teacher is the structural one.
 
     s4m-pipeline train-student configs/student/scenes_points.py
 """
