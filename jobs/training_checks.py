@@ -14,7 +14,7 @@ from pipeline.data.coco import CocoSet, load_coco
 from pipeline.errors import ConfigError, StoreMismatchError
 from pipeline.models.pseudo_labels import PseudoLabelFilter
 from pipeline.models.student_settings import StudentSettings
-from pipeline.refine.build import setting_names
+from pipeline.refine.build import refuse_unknown_settings, setting_names
 from pipeline.stores.index import StoreIndex
 
 _BLOCKS = {"pseudo_labels": PseudoLabelFilter, "arp": ArpSettings, "settings": StudentSettings}
@@ -60,6 +60,7 @@ _NUMBERS = {
 }
 _READ_BY_CODE = ("init_checkpoint", "init_skip", "teacher_checkpoint", "device", "load_from", "resume", "launcher")
 _WORDS = (*_NUMBERS, *_READ_BY_CODE, "store", "split_file", "data_root", "image_root", "annotations", "val_annotations")
+_RUNNER_KEYS = ("default_scope", "log_level", "work_dir", "experiment_name")
 
 
 def refuse_dead_overrides(options: Mapping[str, Any], config: Any, *, where: str | Path) -> None:
@@ -87,9 +88,6 @@ def refuse_dead_overrides(options: Mapping[str, Any], config: Any, *, where: str
             )
 
 
-_RUNNER_KEYS = ("default_scope", "log_level", "work_dir", "experiment_name")
-
-
 def check_settings(config: Any, *, where: str | Path) -> None:
     """Types, ranges and names of a training config's settings, placeholders filled.
 
@@ -109,6 +107,8 @@ def check_settings(config: Any, *, where: str | Path) -> None:
     if wrong:
         raise ConfigError("settings that cannot be used", where=where, got="".join(wrong), fix="correct them")
     if "detector" in config.model:
+        refiner = dict(config.model.get("refiner") or {"name": "none"})
+        refuse_unknown_settings(**{key: value for key, value in refiner.items() if key not in _REFINER[1:]})
         for name, kind in _BLOCKS.items():
             block = config.model.get(name)
             if block is not None:
@@ -123,12 +123,13 @@ def check_inputs(config: Any) -> None:
     """
     sets = {str(each["part"]) if "part" in each else "all": each for each in _data_sets(config)}
     loaded = {part: _load(each) for part, each in sets.items()}
-    taught = loaded.get("labelled") or loaded.get("all")
+    part = "labelled" if "labelled" in sets else "all"
+    taught, settings = loaded.get(part), sets.get(part, {})
     if taught is not None:
-        check_classes(config, taught, where=sets["labelled" if "labelled" in sets else "all"]["annotation_file"])
+        check_classes(config, taught, where=settings["annotation_file"])
     for transform in _dicts(config.train_dataloader):
         if _is(transform, "LoadSimilarityTargets") and taught is not None:
-            _check_store(str(transform["store"]), "similarity", taught)
+            _check_store(str(transform["store"]), "similarity", taught, has_all=not settings.get("class_names"))
     refiner = dict(config.model.get("refiner") or {})
     if refiner.get("name") in _NEEDS_LIBRARY:
         if not refiner.get("store"):
@@ -170,8 +171,10 @@ def _load(settings: Mapping[str, Any]) -> CocoSet:
     return InstanceDataset(pipeline=[], **{name: settings[name] for name in wanted if name in settings}).coco
 
 
-def _check_store(uri: str, kind: Any, images: CocoSet | None) -> None:
+def _check_store(uri: str, kind: Any, images: CocoSet | None, *, has_all: bool = True) -> None:
     """The store holds these images, and was made from the same annotations where it holds exactly them.
+
+    Without all classes of the file (``has_all``) the annotations cannot be compared: precompute-sam takes all.
 
     Raises:
         InputError: no store, or no such artefact in it.
@@ -181,7 +184,7 @@ def _check_store(uri: str, kind: Any, images: CocoSet | None) -> None:
         StoreIndex.open(uri, kind)
         return
     part = refuse_other_images(uri, kind, image_keys(images.images))
-    is_same = kind == "similarity" and len(part.images) == len(images.images)
+    is_same = has_all and kind == "similarity" and len(part.images) == len(images.images)
     if is_same and part.identity.dataset_fingerprint != images.fingerprint:
         raise StoreMismatchError(
             "the similarity targets were made from other annotations of these images",

@@ -35,6 +35,20 @@ def setting_names() -> tuple[str, ...]:
     return tuple(dict.fromkeys([*(name for own in _OWN_SETTINGS.values() for name in own), *_MATCH_SETTINGS]))
 
 
+def refuse_unknown_settings(name: str, **settings: object) -> None:
+    """Check the names that a refiner is asked for by, and nothing else.
+
+    Raises:
+        ConfigError: an unknown refiner or setting; the nearest one is named.
+    """
+    if name not in _OWN_SETTINGS:
+        raise _unknown("refiner", name, REFINER_NAMES)
+    allowed = _OWN_SETTINGS[name] + (() if name in ("none", "points") else _MATCH_SETTINGS)
+    for key in settings:
+        if key not in allowed:
+            raise _unknown(f"setting of refiner {name}", key, allowed)
+
+
 def build_refiner(
     name: str,
     *,
@@ -57,13 +71,7 @@ def build_refiner(
         ConfigError: an unknown name or setting (the nearest one is named), a value out of range, or the library or
             the SAM that this refiner needs is missing.
     """
-    if name not in _OWN_SETTINGS:
-        raise _unknown("refiner", name, REFINER_NAMES)
-    uses_library = name not in ("none", "points")
-    allowed = _OWN_SETTINGS[name] + (_MATCH_SETTINGS if uses_library else ())
-    for key in settings:
-        if key not in allowed:
-            raise _unknown(f"setting of refiner {name}", key, allowed)
+    refuse_unknown_settings(name, **settings)
     values: dict[str, Any] = dict(settings)
     if name == "none":
         return NoRefiner(**values)

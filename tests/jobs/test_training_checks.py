@@ -63,6 +63,8 @@ def test_a_number_that_cannot_be_used_is_refused(option, told):
         ("model.pseudo_labels.score_threshold=7", "not a probability"),
         ("model.settings.unlabelled_weight=-1", "out of range"),
         ("model.settings.min_pixels=0", "out of range"),
+        ("model.refiner.name=pionts", "did you mean points"),
+        ("model.refiner.iou_threshold=0.5", "unknown setting of refiner points"),
         ("model.arp.mode=sideways", "mode: expected 'static' or 'moved'"),
         ("burn_in=-1", "burn_in = -1"),
         ("ema_decay=1", "ema_decay = 1"),
@@ -224,6 +226,15 @@ def test_targets_from_other_annotations_of_the_images_are_refused(scenes, tmp_pa
     save_split(draw_split(fresh, percent=50, seed=0), scenes.root / "split.json")
     with pytest.raises(StoreMismatchError, match="other annotations"):
         inputs_of("teacher/scenes_structural", scenes, f"store={store}")
+
+
+def test_targets_of_all_classes_serve_a_training_of_some(scenes, tmp_path):
+    store = write_store(tmp_path / "store", scenes, kinds=("similarity",))
+    config = read("teacher/scenes_structural", f"data_root={scenes.root}", f"store={store}")
+    names = [c.name for c in load_coco(scenes.annotations("train"), scenes.image_root).categories][:2]
+    config.train_dataloader.dataset.dataset.class_names = names
+    config.model.panoptic_head.num_things_classes = 2
+    check_inputs(config)
 
 
 def test_other_classes_than_the_networks_are_refused(scenes):
