@@ -2,10 +2,18 @@
 
 A local file is published by writing beside it, fsync and rename; an object store publishes a put by itself. Nothing
 else in the stores knows where they are.
+
+Addresses such as ``s3://bucket/folder`` go through fsspec's plug-in (``pip install 's4m-pipeline[s3]'`` brings s3fs)
+and, where that is not installed, through pyarrow's own client. Both take what the AWS tools take from the environment:
+``AWS_ACCESS_KEY_ID`` and ``AWS_SECRET_ACCESS_KEY`` (or a profile, or the machine's role), ``AWS_DEFAULT_REGION``, and
+for MinIO and the like ``AWS_ENDPOINT_URL=http://HOST:PORT``. Set them on every machine of a cluster. The bucket must
+exist. s3fs takes a lock by a conditional put; pyarrow's client has none, so there two jobs that start within the same
+fifth of a second are told apart by who wrote last.
 """
 
 import contextlib
 import os
+import re
 import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
@@ -14,11 +22,13 @@ from typing import Any
 from urllib.parse import unquote, urlparse
 
 import fsspec
-from fsspec.implementations.arrow import ArrowFSWrapper
 
-from pipeline.errors import EnvironmentProblemError, InputError
+from pipeline.errors import EnvironmentProblemError, InputError, PipelineError
+from pipeline.stores.arrow_files import ArrowFiles, first_line, open_address
 
 PARTIAL = ".partial"
+_WITH_BUCKETS = {"s3", "s3a", "gs", "gcs"}
+"""Services without folders, on which making one would make a bucket of a mistyped name."""
 
 
 class StoreFiles(ABC):
@@ -72,10 +82,11 @@ def open_files(uri: str | Path) -> StoreFiles:
     """The files below a local path, a ``file://`` address or any address that fsspec or pyarrow knows.
 
     Raises:
-        EnvironmentProblemError: The scheme needs a package that is not installed.
+        EnvironmentProblemError: The scheme needs a package that is not installed, or the service does not answer.
         InputError: Nothing knows the scheme.
     """
-    text = os.fspath(uri)
+    # A command line option that is a path has lost one of the two slashes.
+    text = re.sub(r"^([a-z][a-z0-9+]+):/(?=[^/])", r"\1://", os.fspath(uri))
     scheme = urlparse(text).scheme if "://" in text else "file"
     if scheme == "file":
         return LocalFiles(Path(unquote(urlparse(text).path)) if "://" in text else Path(text))
@@ -166,30 +177,49 @@ class LocalFiles(StoreFiles):
 
 
 class RemoteFiles(StoreFiles):
-    """A store behind an fsspec file system; a put is atomic there, a rename is not, so nothing is renamed."""
+    """A store behind an fsspec file system; a put is atomic there, a rename is not, so nothing is renamed.
+
+    Beside what the base class says every method raises EnvironmentProblemError where the service cannot be reached or
+    refuses: trouble on the way must not be taken for a damaged store.
+    """
 
     is_local = False
 
     def __init__(self, uri: str, filesystem: Any, root: str) -> None:
         """``root`` is the path of ``uri`` inside ``filesystem``."""
-        self.uri, self.filesystem, self.root = uri, filesystem, root.rstrip("/")
+        self.uri, self.root = uri, root.rstrip("/")
+        self._filesystem, self._process = filesystem, os.getpid()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Another process makes connections of its own."""
+        return open_files, (self.uri,)
+
+    @property
+    def filesystem(self) -> Any:
+        """Of this process: event loops and connections do not survive the fork of a data loader's worker."""
+        if self._process != os.getpid():
+            self._filesystem, _ = _remote_filesystem(self.uri, urlparse(self.uri).scheme)
+            self._process = os.getpid()
+        return self._filesystem
 
     def read(self, path: str) -> bytes:
         """See the base class."""
-        return bytes(self.filesystem.cat_file(f"{self.root}/{path}"))
+        with _answered(self.name(path)):
+            return bytes(self.filesystem.cat_file(f"{self.root}/{path}"))
 
     def read_range(self, path: str, start: int, end: int) -> bytes:
         """See the base class."""
-        return bytes(self.filesystem.cat_file(f"{self.root}/{path}", start=start, end=end))
+        with _answered(self.name(path)):
+            return bytes(self.filesystem.cat_file(f"{self.root}/{path}", start=start, end=end))
 
     def write(self, path: str, data: bytes) -> None:
         """See the base class."""
-        with _explained(self.name(path)):
+        with _answered(self.name(path)):
             self._put(path, data, mode="overwrite")
 
     def create(self, path: str, data: bytes) -> bool:
         """See the base class; where the service knows no put-if-absent this is look, then put."""
-        with _explained(self.name(path)):
+        with _answered(self.name(path)):
             self.filesystem.invalidate_cache()
             if self.filesystem.exists(f"{self.root}/{path}"):
                 return False
@@ -201,14 +231,15 @@ class RemoteFiles(StoreFiles):
 
     def delete(self, path: str) -> None:
         """See the base class."""
-        with _explained(self.name(path)), contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(FileNotFoundError), _answered(self.name(path)):
             self.filesystem.rm_file(f"{self.root}/{path}")
 
     def sizes(self) -> dict[str, int]:
         """See the base class."""
-        self.filesystem.invalidate_cache()
         try:
-            found = self.filesystem.find(self.root, detail=True)
+            with _answered(self.uri):
+                self.filesystem.invalidate_cache()
+                found = self.filesystem.find(self.root, detail=True)
         except FileNotFoundError:
             return {}
         inside = len(self.root.strip("/")) + 1
@@ -219,39 +250,34 @@ class RemoteFiles(StoreFiles):
 
     def read_many(self, paths: Iterable[str]) -> dict[str, bytes]:
         """See the base class; services answer many requests at once."""
-        full = {f"{self.root}/{path}": path for path in paths}
-        if not full:
+        wanted = list(paths)
+        if not wanted:
             return {}
-        answers = self.filesystem.cat(list(full), on_error="return")
-        found = {}
-        for name, answer in answers.items():
-            if isinstance(answer, FileNotFoundError):
-                continue
-            if isinstance(answer, Exception):
-                raise answer
-            # Some file systems answer with a leading slash and some without.
-            found[full.get(name) or full.get(f"/{name}") or full[name.lstrip("/")]] = bytes(answer)
-        return found
+        with _answered(self.uri):
+            # Not cat, which takes brackets and stars of a path for a pattern.
+            answers = self.filesystem.cat_ranges([f"{self.root}/{path}" for path in wanted], None, None)
+            failures = [x for x in answers if isinstance(x, Exception) and not isinstance(x, FileNotFoundError)]
+            if failures:
+                raise failures[0]
+        found = zip(wanted, answers, strict=True)
+        return {path: bytes(answer) for path, answer in found if not isinstance(answer, FileNotFoundError)}
 
     def _put(self, path: str, data: bytes, *, mode: str) -> None:
         name = f"{self.root}/{path}"
         try:
             self.filesystem.pipe_file(name, data, mode=mode)
-        except FileNotFoundError:
+        except FileNotFoundError as error:
+            protocol = self.filesystem.protocol
+            if not _WITH_BUCKETS.isdisjoint([protocol] if isinstance(protocol, str) else protocol):
+                raise EnvironmentProblemError(
+                    "the bucket of the store does not exist",
+                    where=self.uri,
+                    got=f"no bucket {self.root.partition('/')[0]}",
+                    fix="correct the address, or make the bucket",
+                ) from error
             # Object stores have no folders, but some file systems behind fsspec do.
             self.filesystem.makedirs(name.rpartition("/")[0], exist_ok=True)
             self.filesystem.pipe_file(name, data, mode=mode)
-
-
-class ArrowFiles(ArrowFSWrapper):  # type: ignore[misc]
-    """fsspec's view of a pyarrow file system; the original opens a range from byte 0 as a stream it cannot seek."""
-
-    def cat_file(self, path: str, start: int | None = None, end: int | None = None, **kwargs: Any) -> bytes:
-        """Bytes ``start`` to ``end`` of a file."""
-        with self.fs.open_input_file(path) as file:
-            size = file.size()
-            first, last = start or 0, size if end is None else min(end, size)
-            return bytes(file.read_at(max(last - first, 0), first))
 
 
 def _remote_filesystem(uri: str, scheme: str) -> tuple[Any, str]:
@@ -261,23 +287,26 @@ def _remote_filesystem(uri: str, scheme: str) -> tuple[Any, str]:
     except ValueError as error:
         raise InputError(f"no file system is known for {scheme}://", where=uri, got=str(error)) from error
     except ImportError as missing:
-        return _arrow_filesystem(uri, scheme, missing)
+        # pyarrow brings S3, GCS and HDFS itself, so a missing plug-in is not the end.
+        found, root = open_address(uri, scheme, missing)
+        return ArrowFiles(found), root
 
 
-def _arrow_filesystem(uri: str, scheme: str, missing: ImportError) -> tuple[Any, str]:
-    """pyarrow brings S3, GCS and HDFS itself, so a missing fsspec plug-in is not the end."""
-    from pyarrow import fs
-
+@contextlib.contextmanager
+def _answered(name: str) -> Iterator[None]:
+    """Turn what a service's client raises, of whatever class, into words; a file that is not there stays that."""
     try:
-        filesystem, root = fs.FileSystem.from_uri(uri)
+        yield
+    except (FileNotFoundError, PipelineError):
+        raise
     except Exception as error:
         raise EnvironmentProblemError(
-            f"{scheme}:// needs a package that is not installed",
-            where=uri,
-            got=str(missing),
-            fix=f"pip install the fsspec plug-in for {scheme} (s3fs, gcsfs, adlfs, ...) on every machine",
+            "the service that holds the store did not do what was asked",
+            where=name,
+            got=first_line(error),
+            fix="check address, credentials and network (s3: AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, "
+            "AWS_SECRET_ACCESS_KEY), then run the same command again: finished shards are kept",
         ) from error
-    return ArrowFiles(filesystem), root
 
 
 @contextlib.contextmanager

@@ -1,12 +1,15 @@
 """One writing job per store and kind: a file lock where the operating system has one, and a lease everywhere.
 
-The lease is a small file with a random token and a counter that its holder raises. Nobody compares clocks: a waiting
-job takes a lease over when it has watched the counter stand still for the whole ``lease_seconds``. Tasks carry the
-token, so a worker that outlived its killed driver finds another token there and publishes nothing.
+The lease is a small file with a random token and a counter that its holder raises. Nobody compares clocks: another job
+watches the counter. It is refused when the counter moves, and takes the lease over when it has stood still for the
+whole ``lease_seconds``. So a killed job is found out where there are leases alone, as on object stores; where the
+operating system has a file lock, that decides at once. Tasks carry the token, so a worker that outlived its killed
+driver finds another token there and publishes nothing.
 """
 
 import contextlib
 import json
+import logging
 import os
 import socket
 import threading
@@ -22,6 +25,7 @@ from pipeline.stores.files import LocalFiles, StoreFiles, make_folder
 
 LEASE_SECONDS = 60.0
 _POLL_SECONDS = 0.05
+_LOG = logging.getLogger(__name__)
 
 
 class StoreBusyError(InputError):
@@ -31,9 +35,10 @@ class StoreBusyError(InputError):
 class StoreLock:
     """Held by the job that writes; use as a context manager or call :meth:`acquire` and :meth:`release`."""
 
-    def __init__(self, files: StoreFiles, name: str, *, lease_seconds: float = LEASE_SECONDS) -> None:
-        """``name`` tells the locks of one store apart."""
-        self.files, self.lease_seconds, self.token = files, lease_seconds, uuid.uuid4().hex
+    def __init__(self, files: StoreFiles, name: str, *, lease_seconds: float | None = None) -> None:
+        """``name`` tells the locks of one store apart; ``lease_seconds`` is LEASE_SECONDS by default."""
+        self.files, self.token = files, uuid.uuid4().hex
+        self.lease_seconds = LEASE_SECONDS if lease_seconds is None else lease_seconds
         self.path = lease_path(name)
         self._file_lock = self._make_file_lock(name)
         self._stop = threading.Event()
@@ -41,24 +46,32 @@ class StoreLock:
         self._beat = 0
 
     def acquire(self, timeout: float = 0.0) -> "StoreLock":
-        """Take the lock, waiting up to ``timeout`` seconds.
+        """Take the lock.
+
+        Args:
+            timeout: Seconds to wait for a job that is alive. Whether it is may take up to ``lease_seconds`` to find
+                out, also with a timeout of 0.
 
         Raises:
             StoreBusyError: Another job holds it and goes on holding it.
         """
-        deadline = time.monotonic() + timeout
-        watched, since = None, time.monotonic()
+        start, watch, is_told = time.monotonic(), _Watch(), False
         while True:
             lease = self._read()
-            if lease != watched:
-                watched, since = lease, time.monotonic()
-            is_stale = time.monotonic() - since >= self.lease_seconds
-            if self._lock_file() and self._take(lease, is_stale=is_stale):
+            watch.see(lease)
+            is_free = self._lock_file()
+            if is_free and self._take(lease, is_stale=watch.seconds_still >= self.lease_seconds):
                 break
-            if time.monotonic() >= deadline:
+            waited = time.monotonic() - start
+            is_settled = watch.has_moved or not is_free or waited >= timeout + 2 * self.lease_seconds
+            if is_settled and waited >= timeout:
                 self._unlock_file()
                 raise self._busy(lease)
-            time.sleep(_POLL_SECONDS)
+            if is_free and not is_told:
+                text = "%s: looking for up to %.0f s whether %s is still writing"
+                _LOG.warning(text, self.files.uri, self.lease_seconds, _holder(lease))
+                is_told = True
+            time.sleep(_POLL_SECONDS if self.files.is_local else min(self.lease_seconds / 60, 1.0))
         self._stop.clear()
         self._beating = threading.Thread(target=self._keep_alive, daemon=True, name=f"lease {self.path}")
         self._beating.start()
@@ -143,15 +156,34 @@ class StoreLock:
         return self.files.read_many([self.path]).get(self.path)
 
     def _busy(self, lease: bytes | None) -> StoreBusyError:
-        holder = _parse(lease or b"{}")
         return StoreBusyError(
             "another job is writing this store",
             where=self.files.uri,
             expected="no other writer",
-            got=f"process {holder.get('pid', '?')} on {holder.get('host', '?')}",
-            fix="wait for it and run the same command again (a killed job on another machine is forgotten after "
-            f"{self.lease_seconds:.0f} s of waiting)",
+            got=_holder(lease),
+            fix="wait for it to end, then run the same command again",
         )
+
+
+class _Watch:
+    """How long a lease has stood still, and whether it ever moved."""
+
+    def __init__(self) -> None:
+        self.has_moved = False
+        self._lease: bytes | None = None
+        self._since = time.monotonic()
+
+    def see(self, lease: bytes | None) -> None:
+        """What is there now."""
+        if lease != self._lease:
+            # From or to nothing is another job's coming or going, which says nothing of a next one.
+            self.has_moved |= lease is not None and self._lease is not None
+            self._lease, self._since = lease, time.monotonic()
+
+    @property
+    def seconds_still(self) -> float:
+        """Since the last change that was seen."""
+        return time.monotonic() - self._since
 
 
 def lease_path(name: str) -> str:
@@ -175,6 +207,11 @@ def check_token(files: StoreFiles, name: str, token: str) -> None:
             got=f"lease {str(_token_of(lease))[:8]}",
             fix="let this worker end; the job that holds the store does its shards",
         )
+
+
+def _holder(lease: bytes | None) -> str:
+    values = _parse(lease or b"{}")
+    return f"process {values.get('pid', '?')} on {values.get('host', '?')}"
 
 
 def _parse(lease: bytes) -> dict[str, object]:
