@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-PROPOSAL_VERSION = 1
+PROPOSAL_VERSION = 2
 
 PROPOSAL_SCHEMA = pa.schema(
     [
@@ -26,6 +26,9 @@ PROPOSAL_SCHEMA = pa.schema(
         pa.field("point_y", pa.float32(), nullable=False),
     ]
 )
+
+PLAIN_COLUMNS = frozenset({"area", "bbox_x", "bbox_y", "bbox_w", "bbox_h"})
+"""What training looks at for every proposal of an image: stored without compression."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,24 +1,33 @@
 """The proposal library: every mask that SAM found in every image, as Parquet, read one image at a time.
 
-Each image with proposals is one row group, so reading it touches one contiguous piece of one file. Page checksums are
-written and verified; the footer, which they do not cover, has its checksum in the shard's record.
+Each image with proposals is one row group, so reading it touches one contiguous piece of one file. Its checksum is in
+the footer, and the footer's in the shard's record.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
+import numpy as np
 
 from data_schemas.manifest import FileEntry, ImageKey, ImageOutcome, ShardRecord, StoreIdentity
-from data_schemas.proposals import PROPOSAL_SCHEMA, PROPOSAL_VERSION, Proposal, check_proposal, proposal_order
+from data_schemas.proposals import PROPOSAL_SCHEMA, Proposal, check_proposal, proposal_order
 from pipeline.errors import InputError
+from pipeline.masks.library import MaskLibrary
 from pipeline.stores.cache import Lru
 from pipeline.stores.index import Expectation, ImageEntry, StoreIndex
+from pipeline.stores.proposal_pages import (
+    PageError,
+    RowGroup,
+    RowGroups,
+    check_row_group,
+    codes_of,
+    encode_shard,
+    numbers_of,
+)
 from pipeline.stores.shards import ShardTask, data_paths, publish
 
-_OPEN_FILES, _DECODED_IMAGES = 64, 128
+_OPEN_SHARDS = 1024
+"""Indices of row groups that are held, some 20 KB each."""
 
 
 def commit_proposals(
@@ -51,37 +60,13 @@ def commit_proposals(
     return publish(task, [(entry, data)], [*ok, *quarantined])
 
 
-def encode_shard(groups: Mapping[int, Sequence[Proposal]], *, shard_id: str) -> bytes:
-    """A Parquet file with one row group for each image that has rows; equal input gives equal bytes.
-
-    Args:
-        groups: Image id -> proposals in their final order; the images' order is kept.
-        shard_id: Written into the file's metadata, so that a file tells where it belongs.
-    """
-    sink = pa.BufferOutputStream()
-    with pq.ParquetWriter(
-        sink,
-        PROPOSAL_SCHEMA,
-        compression="zstd",
-        use_dictionary=False,
-        write_page_checksum=True,
-        store_schema=False,
-    ) as writer:
-        for image_id, rows in groups.items():
-            if rows:
-                writer.write_table(_table(image_id, rows), row_group_size=len(rows))
-        writer.add_key_value_metadata({"s4m.shard_id": shard_id, "s4m.schema_version": str(PROPOSAL_VERSION)})
-    return bytes(sink.getvalue())
-
-
 class ProposalStore:
     """Reads the library by image id. One object per process; it may be pickled into another."""
 
     def __init__(self, index: StoreIndex) -> None:
         """Use :meth:`open`."""
         self._index = index
-        self._open_files: Lru[pq.ParquetFile] = Lru(_OPEN_FILES)
-        self._decoded: Lru[list[Proposal]] = Lru(_DECODED_IMAGES)
+        self._row_groups: Lru[RowGroups] = Lru(_OPEN_SHARDS)
 
     @classmethod
     def open(cls, uri: str | Path, *, expect: Expectation | None = None) -> "ProposalStore":
@@ -102,7 +87,7 @@ class ProposalStore:
         return self._index.quarantined
 
     def read(self, image_id: int) -> list[Proposal]:
-        """All proposals of an image, best score first.
+        """All proposals of an image, best score first, with everything that is known of them.
 
         Returns:
             A new list; empty where SAM found nothing.
@@ -112,36 +97,40 @@ class ProposalStore:
             StoreDamagedError: The file is missing or does not pass its checksums.
         """
         entry = self._index.find(image_id)
-        if entry.outcome.rows == 0:
-            return []
-        return list(self._decoded.get(image_id, lambda: self._decode(entry)))
+        return _proposals(*self._row_group(entry)) if entry.outcome.rows else []
 
-    def _decode(self, entry: ImageEntry) -> list[Proposal]:
+    def read_masks(self, image_id: int) -> MaskLibrary:
+        """What training needs of an image's proposals, in the same order and with the same errors as :meth:`read`."""
+        entry = self._index.find(image_id)
+        size_hw = entry.image.height, entry.image.width
+        if entry.outcome.rows == 0:
+            return MaskLibrary.from_rles([], size_hw=size_hw)
+        data, group = self._row_group(entry)
+        boxes = np.empty((group.rows, 4), np.float32)
+        for place, axis in enumerate("xywh"):
+            boxes[:, place] = numbers_of(data, group, f"bbox_{axis}")
+        return MaskLibrary(size_hw, numbers_of(data, group, "area"), boxes, codes_of(data, group))
+
+    def _row_group(self, entry: ImageEntry) -> tuple[bytes, RowGroup]:
+        """The checked bytes of one image and what lies where in them: one range of one file."""
         file, image_id = entry.files[0], entry.image.image_id
         try:
-            opened = self._open_files.get(file.path, lambda: self._open(file, image_id))
-            table = opened.read_row_group(entry.group, use_threads=False)
-        except (OSError, pa.ArrowException, IndexError) as error:
+            group = self._row_groups.get(file.path, lambda: self._open(file))[entry.group]
+            if (group.image_id, group.rows) != (image_id, entry.outcome.rows):
+                raise PageError(f"{group.rows} rows of image {group.image_id}, not {entry.outcome.rows}")
+            data = self._index.files.read_range(file.path, group.start, group.start + group.ends[-1])
+            check_row_group(data, group)
+        except (OSError, PageError, IndexError) as error:
             raise self._index.damaged(file.path, image_id=image_id, got=str(error) or repr(error)) from error
-        columns = {name: _values(table.column(name)) for name in PROPOSAL_SCHEMA.names}
-        if columns["image_id"] != [image_id] * entry.outcome.rows:
-            got = f"{table.num_rows} rows of images {sorted(set(columns['image_id']))[:4]}"
-            raise self._index.damaged(file.path, image_id=image_id, expected=f"{entry.outcome.rows} rows", got=got)
-        return _proposals(columns)
+        return data, group
 
-    def _open(self, file: FileEntry, image_id: int) -> pq.ParquetFile:
-        files = self._index.files
-        if files.is_local:
-            end = files.read_range(file.path, file.num_bytes - file.footer_bytes, file.num_bytes + 1)
-            got = FileEntry.of(file.path, end).sha256
-            expected, source = file.footer_sha256, pa.OSFile(files.name(file.path))
-        else:
-            # One request for the whole shard, a few megabytes, instead of one for every image.
-            data = files.read(file.path)
-            got, expected, source = FileEntry.of(file.path, data).sha256, file.sha256, pa.BufferReader(data)
-        if got != expected:
-            raise self._index.damaged(file.path, image_id=image_id, expected=f"sha256 {expected}", got=f"sha256 {got}")
-        return pq.ParquetFile(source, page_checksum_verification=True)
+    def _open(self, file: FileEntry) -> RowGroups:
+        # One byte more than there should be, so that a longer file shows.
+        end = self._index.files.read_range(file.path, file.num_bytes - file.footer_bytes, file.num_bytes + 1)
+        got = FileEntry.of(file.path, end).sha256
+        if got != file.footer_sha256:
+            raise PageError(f"a footer with sha256 {got}, not {file.footer_sha256}")
+        return RowGroups.of_footer(end)
 
 
 def _rows(image: ImageKey, proposals: Sequence[Proposal]) -> list[Proposal]:
@@ -155,36 +144,15 @@ def _rows(image: ImageKey, proposals: Sequence[Proposal]) -> list[Proposal]:
     return sorted(proposals, key=proposal_order)
 
 
-def _table(image_id: int, rows: Sequence[Proposal]) -> pa.Table:
-    columns: dict[str, Any] = {
-        "image_id": [image_id] * len(rows),
-        "proposal_id": range(len(rows)),
-        **{name: [getattr(row, name) for row in rows] for name in ("rle_counts", "height", "width", "area")},
-        **{f"bbox_{axis}": [row.bbox_xywh[i] for row in rows] for i, axis in enumerate("xywh")},
-        "predicted_iou": [row.predicted_iou for row in rows],
-        "stability_score": [row.stability_score for row in rows],
-        "point_x": [row.point_xy[0] for row in rows],
-        "point_y": [row.point_xy[1] for row in rows],
-    }
-    return pa.table([pa.array(columns[field.name], field.type) for field in PROPOSAL_SCHEMA], schema=PROPOSAL_SCHEMA)
-
-
-def _values(column: pa.ChunkedArray) -> list[Any]:
-    if pa.types.is_string(column.type):
-        return column.to_pylist()  # type: ignore[no-any-return]
-    return column.to_numpy().tolist()  # type: ignore[no-any-return]
-
-
-def _proposals(columns: Mapping[str, list[Any]]) -> list[Proposal]:
-    boxes = zip(*(columns[f"bbox_{axis}"] for axis in "xywh"), strict=True)
-    points = zip(columns["point_x"], columns["point_y"], strict=True)
-    names = ("rle_counts", "height", "width", "area")
+def _proposals(data: bytes, group: RowGroup) -> list[Proposal]:
+    columns = {name: numbers_of(data, group, name).tolist() for name in PROPOSAL_SCHEMA.names if name != "rle_counts"}
     rows = zip(
-        *(columns[name] for name in names),
-        boxes,
+        (code.decode() for code in codes_of(data, group)),
+        *(columns[name] for name in ("height", "width", "area")),
+        zip(*(columns[f"bbox_{axis}"] for axis in "xywh"), strict=True),
         columns["predicted_iou"],
         columns["stability_score"],
-        points,
+        zip(columns["point_x"], columns["point_y"], strict=True),
         strict=True,
     )
     return [Proposal(*row) for row in rows]
