@@ -54,7 +54,7 @@ def generator_cpu_nano(_: Path) -> list[Case]:
     sizes = {"image": f"{image.shape[0]} x {image.shape[1]}", "clicks": settings.points_per_side**2}
     return [
         Case(
-            ours=lambda: segment_everything(backend, backend.embed([image])[0], settings),
+            ours=lambda: segment_everything(backend, image, settings),
             other=partial(_stock_generator(backend, settings, points_per_batch).generate, image),
             other_name=f"SAM2AutomaticMaskGenerator, {points_per_batch} points a batch",
             sizes=sizes,

@@ -71,7 +71,7 @@ def library_quality(backend: Sam2Backend, scenes: SceneArrays, settings: Generat
     recall, seconds = LibraryRecall((), ()), []
     for image, owner in zip(scenes.images, scenes.owners, strict=True):
         started = time.perf_counter()
-        proposals = segment_everything(backend, backend.embed([image])[0], settings)
+        proposals = segment_everything(backend, image, settings)
         seconds.append(time.perf_counter() - started)
         height, width = owner.shape
         truth = rle.encode_many(np.stack([owner == k + 1 for k in range(int(owner.max()))]))

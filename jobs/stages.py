@@ -86,7 +86,7 @@ class ProposalStage:
         """Compute and publish one shard."""
 
         def compute(_key: ImageKey, image: NDArray[np.uint8]) -> list[Proposal]:
-            return segment_everything(self.backend, self.backend.embed([image])[0], self.settings.proposals)
+            return segment_everything(self.backend, image, self.settings.proposals)
 
         done = compute_images(job, compute, retries=self.settings.retries, tell=tell)
         record = commit_proposals(job.task, done.results, done.quarantined, retries=done.retries)

@@ -79,6 +79,18 @@ class SamBackend(Protocol):
     ) -> ConfidentMasks:
         """Of the masks of :meth:`decode_points`, those with a predicted IoU above ``threshold``; others cost less."""
 
+    def decode_with_mask(self, embedding: ImageEmbedding, points_xy: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """One mask for each of P prompts of a click on the object and a first mask.
+
+        Args:
+            embedding: the image.
+            points_xy: [P, 2] float, canonical pixels.
+            logits: [P, h, w] float32 at the decoder's own resolution, as it gave them.
+
+        Returns:
+            Logits [P, h, w] float32 and predicted IoUs [P] float32.
+        """
+
     def decoder_tokens(self, embedding: ImageEmbedding, points_xy: Tensor) -> Tensor:
         """[P, C, gh, gw] float32 image tokens after the decoder's last two-way block.
 

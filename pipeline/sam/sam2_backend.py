@@ -24,6 +24,8 @@ ALLOWED_CLASSES = ("sam2.modeling.", "pipeline.sam.conv_trunk.")
 """What an architecture file may name."""
 PIXEL_MEAN = (0.485, 0.456, 0.406)
 PIXEL_STD = (0.229, 0.224, 0.225)
+_MASK_PROMPT_RANGE = 32.0
+"""Logits beyond are cut where a mask is a prompt, as in the stock predictor."""
 
 
 class Sam2Backend:
@@ -105,6 +107,29 @@ class Sam2Backend:
         with self._inference():
             logits = self._decoder.masks(decoded[prompts], embedding.high_resolution)
         return ConfidentMasks(logits[wanted[prompts]].float(), predicted_iou[wanted], wanted.nonzero()[:, 0])
+
+    def decode_with_mask(self, embedding: ImageEmbedding, points_xy: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """One mask per prompt of a click and a mask; see :meth:`SamBackend.decode_with_mask`.
+
+        Every prompt has image tokens of its own here, so nothing can be shared: the package's decoder does it.
+        """
+        encoder = self.model.sam_prompt_encoder
+        points = self._to_model_xy(points_xy, embedding.size_hw)[:, None]
+        labels = torch.ones(points.shape[:2], dtype=torch.int32, device=self.device)
+        with torch.no_grad():
+            masks = logits.to(self.device, torch.float32)[:, None].clamp(-_MASK_PROMPT_RANGE, _MASK_PROMPT_RANGE)
+            sparse, dense = encoder(points=(points, labels), boxes=None, masks=masks)
+        with self._inference():
+            refined, predicted_iou, _, _ = self.model.sam_mask_decoder(
+                image_embeddings=embedding.tokens,
+                image_pe=encoder.get_dense_pe(),
+                sparse_prompt_embeddings=sparse,
+                dense_prompt_embeddings=dense,
+                multimask_output=False,
+                repeat_image=True,
+                high_res_features=list(embedding.high_resolution),
+            )
+        return refined[:, 0].float(), predicted_iou[:, 0].float()
 
     def decoder_tokens(self, embedding: ImageEmbedding, points_xy: Tensor) -> Tensor:
         """[P, C, gh, gw] float32; see :meth:`SamBackend.decoder_tokens`.

@@ -1,15 +1,19 @@
 """Proposals for a whole image: a grid of clicks, decoded, filtered, and made distinct.
 
 The settings mean what they mean in ``SAM2AutomaticMaskGenerator``, and so do the results, mask by mask
-(tests/unit/test_segment_everything.py). The order of work differs: predicted IoU is looked at before
-anything is upsampled, boxes are made distinct before anything is encoded, and full-resolution masks
-exist a few at a time.
+(tests/unit/test_segment_everything.py). The work differs: predicted IoU is looked at before masks are computed,
+everything that full resolution tells comes from the outlines alone (pipeline/sam/full_resolution.py), and boxes are
+made distinct before anything is encoded. No full-resolution mask is ever held.
+
+Memory beyond the SAM's own: one batch of clicks, the logits of the masks that passed the filters (3 a click at most,
+4 bytes for each of the decoder's cells), and some 30 MB; the image's size hardly matters.
 """
 
 import math
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import TypeVar
 
-import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -19,11 +23,13 @@ from torchvision.ops import batched_nms
 from data_schemas.proposals import Proposal, proposal_order
 from pipeline.errors import ConfigError
 from pipeline.masks import rle
-from pipeline.sam.interface import ImageEmbedding, SamBackend
+from pipeline.masks.run_encoding import encode_runs
+from pipeline.sam.crops import Crop, crops_of, touches_inner_edge
+from pipeline.sam.full_resolution import FullResolution, Measures
+from pipeline.sam.interface import ConfidentMasks, ImageEmbedding, SamBackend
+from pipeline.sam.small_regions import clean
 
-MAX_CHUNK_BYTES = (8 * 2**20, 1024 * 2**20)
-"""Memory for full-resolution masks at any time (unless a single one needs more): on a CPU little, to stay
-near its caches; on CUDA much, to have few launches."""
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -32,7 +38,7 @@ class GeneratorSettings:
 
     points_per_side: int = 32
     points_per_batch: int = 64
-    """Clicks decoded together; memory only."""
+    """Clicks decoded together; memory only. Halved where a GPU's memory is not enough."""
     pred_iou_threshold: float = 0.8
     """Keep masks whose predicted IoU is above this; 0 or less keeps all."""
     stability_score_threshold: float = 0.95
@@ -41,8 +47,18 @@ class GeneratorSettings:
     """Logits are cut at plus and minus this for the stability score."""
     box_nms_threshold: float = 0.7
     """Of two masks whose boxes overlap by more than this IoU, the one with the lower score goes."""
+    crop_n_layers: int = 0
+    """Look again at crops of the image, 4 in the first layer, 16 in the second, and so on."""
+    crop_nms_threshold: float = 0.7
+    """As box_nms_threshold, between masks of different crops; that of the smaller crop stays."""
+    crop_overlap_ratio: float = 512 / 1500
+    """Overlap of neighbouring crops, a share of the image's shorter side; halved from layer to layer."""
+    crop_n_points_downscale_factor: int = 1
+    """Divides points_per_side once for each layer."""
     min_mask_region_area: int = 0
     """Fill holes and drop islands smaller than this many pixels."""
+    use_m2m: bool = False
+    """Give every mask back to the decoder as a prompt and take what it makes of it."""
     max_proposals: int | None = None
     """Keep only the best so many."""
 
@@ -57,6 +73,10 @@ class GeneratorSettings:
                 "stability_score_threshold": self.stability_score_threshold <= 1,
                 "stability_score_offset": self.stability_score_offset >= 0,
                 "box_nms_threshold": 0 <= self.box_nms_threshold <= 1,
+                "crop_n_layers": 0 <= self.crop_n_layers <= 4,
+                "crop_nms_threshold": 0 <= self.crop_nms_threshold <= 1,
+                "crop_overlap_ratio": 0 <= self.crop_overlap_ratio < 1,
+                "crop_n_points_downscale_factor": self.crop_n_points_downscale_factor >= 1,
                 "min_mask_region_area": self.min_mask_region_area >= 0,
                 "max_proposals": self.max_proposals is None or self.max_proposals >= 1,
             }.items()
@@ -75,7 +95,7 @@ class Candidates:
     predicted_iou: Tensor
     """[M] float32."""
     points_xy: Tensor
-    """[M, 2] float32 canonical pixels."""
+    """[M, 2] float32 pixels of the crop."""
 
     def __getitem__(self, keep: Tensor | slice) -> "Candidates":
         """A subset by index, bool mask or slice."""
@@ -86,30 +106,14 @@ class Candidates:
         return len(self.logits)
 
 
-@dataclass(frozen=True)
-class Measures:
-    """What full resolution tells of M masks."""
-
-    stability_score: Tensor
-    """[M] float32; 0 for an empty mask."""
-    boxes_xyxy: Tensor
-    """[M, 4] int64, first and last column and row of the mask (both inclusive); 0 for an empty one."""
-    nonempty: Tensor
-    """[M] bool."""
-
-    def __getitem__(self, keep: Tensor) -> "Measures":
-        """A subset by index or by bool mask."""
-        return Measures(self.stability_score[keep], self.boxes_xyxy[keep], self.nonempty[keep])
-
-
 def segment_everything(
-    backend: SamBackend, embedding: ImageEmbedding, settings: GeneratorSettings | None = None
+    backend: SamBackend, image: NDArray[np.uint8], settings: GeneratorSettings | None = None
 ) -> list[Proposal]:
     """All distinct, confident and stable masks of an image.
 
     Args:
         backend: a SAM.
-        embedding: the image, from ``backend.embed``.
+        image: [H, W, 3] uint8 RGB.
         settings: what to keep; the reference's defaults if None.
 
     Returns:
@@ -117,12 +121,36 @@ def segment_everything(
         falling, RLE bytes. An image may have none. An empty mask is never a proposal.
     """
     settings = settings or GeneratorSettings()
-    points_xy = point_grid(settings.points_per_side, embedding.size_hw, backend.input_hw)
-    candidates = decode_grid(backend, embedding, points_xy, settings)
-    candidates, measures = keep_stable(backend, candidates, embedding.size_hw, settings)
-    keep = distinct(measures.boxes_xyxy, candidates.predicted_iou, settings.box_nms_threshold)
-    found = encode(backend, candidates[keep], measures[keep], embedding.size_hw, settings)
+    crops = crops_of(image.shape[:2], settings.crop_n_layers, settings.crop_overlap_ratio)
+    found: list[Proposal] = []
+    areas: list[int] = []
+    for crop in crops:
+        embedding = backend.embed([crop.of(image)])[0]
+        proposals = segment_crop(backend, embedding, crop, settings)
+        found += proposals
+        areas += [crop.area] * len(proposals)
+    if len(crops) > 1:
+        # Of masks alike in different crops, the one of the smaller crop saw the object larger.
+        scores = 1 / torch.tensor(areas, dtype=torch.float32)
+        keep = distinct(_boxes_xyxy(found), scores, settings.crop_nms_threshold)
+        found = [found[i] for i in keep.tolist()]
+    if settings.min_mask_region_area > 0:
+        found = without_small_regions(found, settings)
     return sorted(found, key=proposal_order)[: settings.max_proposals]
+
+
+def segment_crop(
+    backend: SamBackend, embedding: ImageEmbedding, crop: Crop, settings: GeneratorSettings
+) -> list[Proposal]:
+    """The proposals of one crop (or of the whole image), in the image's frame, distinct among themselves."""
+    side = max(1, settings.points_per_side // settings.crop_n_points_downscale_factor**crop.layer)
+    points_xy = point_grid(side, embedding.size_hw, backend.input_hw)
+    parts = list(decode_grid(backend, embedding, points_xy, settings))
+    logits_hw = parts[0].logits.shape[1:]
+    full = FullResolution((logits_hw[0], logits_hw[1]), embedding.size_hw, parts[0].logits.device)
+    candidates, measures = keep_stable(full, parts, crop, settings)
+    keep = distinct(measures.boxes_xyxy, candidates.predicted_iou, settings.box_nms_threshold)
+    return encode(full, candidates[keep], measures[keep], crop)
 
 
 def point_grid(points_per_side: int, size_hw: tuple[int, int], input_hw: tuple[int, int]) -> Tensor:
@@ -141,65 +169,88 @@ def point_grid(points_per_side: int, size_hw: tuple[int, int], input_hw: tuple[i
 
 def decode_grid(
     backend: SamBackend, embedding: ImageEmbedding, points_xy: Tensor, settings: GeneratorSettings
-) -> Candidates:
+) -> Iterator[Candidates]:
     """Decode clicks [N, 2] in batches; of their 3 N masks keep those with a high predicted IoU, in order."""
-    kept = []
     threshold = settings.pred_iou_threshold if settings.pred_iou_threshold > 0 else -math.inf
-    for start in range(0, len(points_xy), settings.points_per_batch):
-        points = points_xy[start : start + settings.points_per_batch]
+
+    def decode(batch: slice) -> Candidates:
+        points = points_xy[batch]
         labels = torch.ones(len(points), 1, dtype=torch.int32)
-        masks = backend.decode_confident(embedding, points[:, None], labels, threshold)
-        kept.append(Candidates(masks.logits, masks.predicted_iou, points.to(masks.logits.device)[masks.prompt]))
-    return Candidates(
-        torch.cat([each.logits for each in kept]),
-        torch.cat([each.predicted_iou for each in kept]),
-        torch.cat([each.points_xy for each in kept]),
-    )
+        lowest = -math.inf if settings.use_m2m else threshold
+        masks = backend.decode_confident(embedding, points[:, None], labels, lowest)
+        if settings.use_m2m:
+            masks = _refined(backend, embedding, points, masks, settings, threshold)
+        return Candidates(masks.logits, masks.predicted_iou, points.to(masks.logits.device)[masks.prompt])
+
+    yield from in_batches(len(points_xy), settings.points_per_batch, decode)
+
+
+def _refined(
+    backend: SamBackend,
+    embedding: ImageEmbedding,
+    points_xy: Tensor,
+    masks: ConfidentMasks,
+    settings: GeneratorSettings,
+    threshold: float,
+) -> ConfidentMasks:
+    """Every mask prompted with its click and itself; those keep that are confident then."""
+    chosen = points_xy.to(masks.prompt.device)[masks.prompt]
+
+    def decode(batch: slice) -> tuple[Tensor, Tensor]:
+        return backend.decode_with_mask(embedding, chosen[batch], masks.logits[batch])
+
+    parts = list(in_batches(len(masks.prompt), settings.points_per_batch, decode))
+    logits, predicted_iou = (torch.cat(column) for column in zip(*parts, strict=True))
+    keep = predicted_iou > threshold
+    return ConfidentMasks(logits[keep], predicted_iou[keep], masks.prompt[keep])
+
+
+def in_batches(num: int, size: int, compute: Callable[[slice], T]) -> Iterator[T]:
+    """Compute slices of ``size`` one after the other; where the GPU's memory is not enough, smaller ones from there on.
+
+    Raises:
+        torch.OutOfMemoryError: even a single one needs more.
+    """
+    start = 0
+    while start < num:
+        try:
+            result = compute(slice(start, start + size))
+        except torch.OutOfMemoryError:
+            if size == 1:
+                raise
+        else:
+            yield result
+            start += size
+            continue
+        # Out here, because inside the handler the error still holds what was allocated.
+        size = max(1, size // 2)
+        torch.cuda.empty_cache()
 
 
 def keep_stable(
-    backend: SamBackend, candidates: Candidates, size_hw: tuple[int, int], settings: GeneratorSettings
+    full: FullResolution, parts: list[Candidates], crop: Crop, settings: GeneratorSettings
 ) -> tuple[Candidates, Measures]:
-    """Measure every candidate at full resolution; keep the stable ones that are not empty."""
-    step = _masks_per_chunk(size_hw, candidates.logits.device)
-    # One chunk even if there is no candidate: it says the types of the empty results.
-    chunks = [
-        measure(backend.upsample(candidates.logits[start : start + step], size_hw), settings.stability_score_offset)
-        for start in range(0, max(1, len(candidates)), step)
-    ]
-    measures = Measures(
-        torch.cat([each.stability_score for each in chunks]),
-        torch.cat([each.boxes_xyxy for each in chunks]),
-        torch.cat([each.nonempty for each in chunks]),
+    """Measure every candidate at full resolution; keep the stable ones that are not empty nor cut off by the crop."""
+    kept = []
+    for position, candidates in enumerate(parts):
+        measures = full.measure(candidates.logits, settings.stability_score_offset)
+        keep = measures.nonempty & ~touches_inner_edge(measures.boxes_xyxy, crop)
+        if settings.stability_score_threshold > 0:
+            keep &= measures.stability_score >= settings.stability_score_threshold
+        kept.append((candidates[keep], measures[keep]))
+        parts[position] = kept[-1][0]  # the others' logits are not needed again
+    return (
+        Candidates(
+            torch.cat([each.logits for each, _ in kept]),
+            torch.cat([each.predicted_iou for each, _ in kept]),
+            torch.cat([each.points_xy for each, _ in kept]),
+        ),
+        Measures(
+            torch.cat([each.stability_score for _, each in kept]),
+            torch.cat([each.boxes_xyxy for _, each in kept]),
+            torch.cat([each.nonempty for _, each in kept]),
+        ),
     )
-    keep = measures.nonempty.clone()
-    if settings.stability_score_threshold > 0:
-        keep &= measures.stability_score >= settings.stability_score_threshold
-    return candidates[keep], measures[keep]
-
-
-def measure(logits: Tensor, offset: float) -> Measures:
-    """Stability, boxes and emptiness of the masks ``logits > 0``; ``logits`` [M, H, W] float32.
-
-    Stability is the IoU of the masks cut at ``offset`` and at ``-offset``; the first lies in the second.
-    """
-    intersection = (logits > offset).flatten(1).sum(1, dtype=torch.int32)
-    union = (logits > -offset).flatten(1).sum(1, dtype=torch.int32)
-    columns, rows = logits.amax(1) > 0, logits.amax(2) > 0  # [M, W], [M, H]
-    return Measures((intersection / union).nan_to_num(0), boxes_of(columns, rows), rows.any(1))
-
-
-def boxes_of(columns: Tensor, rows: Tensor) -> Tensor:
-    """First and last occupied column and row, [M, 4] int64 as x y x y; all 0 for an empty mask.
-
-    Args:
-        columns: [M, W] bool, whether a column holds a pixel of the mask.
-        rows: [M, H] bool, likewise.
-    """
-    first_x, first_y = columns.byte().argmax(1), rows.byte().argmax(1)
-    last_x = columns.shape[1] - 1 - columns.flip(1).byte().argmax(1)
-    last_y = rows.shape[1] - 1 - rows.flip(1).byte().argmax(1)
-    return torch.stack([first_x, first_y, last_x, last_y], 1) * rows.any(1)[:, None]
 
 
 def distinct(boxes_xyxy: Tensor, scores: Tensor, threshold: float) -> Tensor:
@@ -211,55 +262,28 @@ def distinct(boxes_xyxy: Tensor, scores: Tensor, threshold: float) -> Tensor:
     return keep
 
 
-def encode(
-    backend: SamBackend,
-    candidates: Candidates,
-    measures: Measures,
-    size_hw: tuple[int, int],
-    settings: GeneratorSettings,
-) -> list[Proposal]:
-    """Upsample once more, threshold, clean up if asked, and run-length encode; order of the input."""
-    step = _masks_per_chunk(size_hw, candidates.logits.device)
-    proposals: list[Proposal] = []
-    changed: list[bool] = []
-    for start in range(0, len(candidates), step):
-        part = slice(start, start + step)
-        masks = (backend.upsample(candidates.logits[part], size_hw) > 0).cpu().numpy()
-        if settings.min_mask_region_area > 0:
-            cleaned = [clean(mask, settings.min_mask_region_area) for mask in masks]
-            masks = np.stack([mask for mask, _ in cleaned])
-            changed += [touched for _, touched in cleaned]
-        proposals += _proposals(masks, candidates[part], measures.stability_score[part])
-    return _distinct_after_cleaning(proposals, changed, settings) if changed else proposals
-
-
-def _distinct_after_cleaning(
-    proposals: list[Proposal], changed: list[bool], settings: GeneratorSettings
-) -> list[Proposal]:
-    """Box NMS again: cleaning makes masks alike that were not; of two, the one that needed none is the better."""
-    xywh = torch.tensor([each.bbox_xywh for each in proposals])
-    boxes = torch.cat([xywh[:, :2], xywh[:, :2] + xywh[:, 2:] - 1], 1)
-    keep = distinct(boxes, 1 - torch.tensor(changed).float(), settings.box_nms_threshold)
-    return [proposals[i] for i in keep.tolist()]
-
-
-def _proposals(masks: NDArray[np.bool_], candidates: Candidates, stability_score: Tensor) -> list[Proposal]:
-    """Masks [M, H, W] on the host and what is known of them, as proposals."""
-    boxes = boxes_of(torch.from_numpy(masks.any(1)), torch.from_numpy(masks.any(2)))
+def encode(full: FullResolution, candidates: Candidates, measures: Measures, crop: Crop) -> list[Proposal]:
+    """Run-length encode, in the frame of the image; order of the input."""
+    mask, spans = (found.cpu().numpy() for found in full.runs(candidates.logits))
+    height, width = crop.image_hw
+    offsets = np.searchsorted(mask, np.arange(len(candidates) + 1))
+    areas = np.bincount(mask, weights=spans[:, 1] - spans[:, 0], minlength=len(candidates)).astype(np.int64)
+    codes = encode_runs(crop.place(spans), offsets, height=height, width=width)
+    origin = torch.tensor([crop.x0, crop.y0], device=candidates.points_xy.device)
     columns = zip(
-        rle.encode_many(masks),
-        np.count_nonzero(masks, axis=(1, 2)).tolist(),
-        boxes.tolist(),
+        codes,
+        areas.tolist(),
+        (measures.boxes_xyxy + origin.repeat(2)).tolist(),
         candidates.predicted_iou.tolist(),
-        stability_score.tolist(),
-        candidates.points_xy.tolist(),
+        measures.stability_score.tolist(),
+        (candidates.points_xy + origin).tolist(),
         strict=True,
     )
     return [
         Proposal(
-            rle_counts=code["counts"],
-            height=masks.shape[1],
-            width=masks.shape[2],
+            rle_counts=counts,
+            height=height,
+            width=width,
             area=area,
             # COCO counts pixels: a box as wide as its mask, one more than between inclusive ends.
             bbox_xywh=(float(x0), float(y0), float(x1 - x0 + 1), float(y1 - y0 + 1)),
@@ -267,41 +291,35 @@ def _proposals(masks: NDArray[np.bool_], candidates: Candidates, stability_score
             stability_score=stability,
             point_xy=(x, y),
         )
-        for code, area, (x0, y0, x1, y1), predicted_iou, stability, (x, y) in columns
+        for counts, area, (x0, y0, x1, y1), predicted_iou, stability, (x, y) in columns
     ]
 
 
-def clean(mask: NDArray[np.bool_], min_area: int) -> tuple[NDArray[np.bool_], bool]:
-    """Fill holes, then drop islands, of fewer than ``min_area`` pixels (8-neighbours both).
+def without_small_regions(proposals: list[Proposal], settings: GeneratorSettings) -> list[Proposal]:
+    """Clean every mask (pipeline/sam/small_regions.py), then make them distinct again: cleaning makes masks alike.
 
-    If all islands are that small the largest stays.
-
-    Args:
-        mask: [H, W] bool, not empty.
-        min_area: pixels.
-
-    Returns:
-        The mask, and whether it had such a hole or island.
+    Of two, the one that needed no cleaning is the better.
     """
-    holes, small_holes = _regions(~mask, min_area)
-    filled = mask | small_holes[holes]
-    islands, small_islands = _regions(filled, min_area)
-    if small_islands[1:].all():
-        small_islands[1 + np.bincount(islands.ravel())[1:].argmax()] = False
-        had_small = True
-    else:
-        had_small = bool(small_islands.any())
-    return filled & ~small_islands[islands], bool(small_holes.any()) or had_small
+    cleaned, changed = [], []
+    for proposal in proposals:
+        mask, touched = clean(rle.decode(_rle(proposal)), settings.min_mask_region_area)
+        cleaned.append(_with_mask(proposal, mask) if touched else proposal)
+        changed.append(touched)
+    threshold = max(settings.box_nms_threshold, settings.crop_nms_threshold)
+    keep = distinct(_boxes_xyxy(cleaned), 1 - torch.tensor(changed).float(), threshold)
+    return [cleaned[i] for i in keep.tolist()]
 
 
-def _regions(mask: NDArray[np.bool_], min_area: int) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
-    """Labels [H, W] of the connected regions, 0 outside, and which labels are small."""
-    _, labels, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
-    small = np.asarray(stats[:, cv2.CC_STAT_AREA] < min_area)
-    small[0] = False
-    return np.asarray(labels, np.int32), small
+def _with_mask(proposal: Proposal, mask: NDArray[np.bool_]) -> Proposal:
+    code = rle.encode(mask)
+    return replace(proposal, rle_counts=code["counts"], area=int(np.count_nonzero(mask)), bbox_xywh=rle.bbox_xywh(code))
 
 
-def _masks_per_chunk(size_hw: tuple[int, int], device: torch.device) -> int:
-    """How many full-resolution masks may exist at once: float32 logits and a bool mask each, at least one."""
-    return max(1, MAX_CHUNK_BYTES[device.type == "cuda"] // (5 * size_hw[0] * size_hw[1]))
+def _rle(proposal: Proposal) -> rle.Rle:
+    return rle.Rle(size=[proposal.height, proposal.width], counts=proposal.rle_counts)
+
+
+def _boxes_xyxy(proposals: list[Proposal]) -> Tensor:
+    """[M, 4] float32 with inclusive ends."""
+    xywh = torch.tensor([each.bbox_xywh for each in proposals]).reshape(-1, 4)
+    return torch.cat([xywh[:, :2], xywh[:, :2] + xywh[:, 2:] - 1], 1)

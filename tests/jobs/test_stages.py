@@ -59,7 +59,7 @@ def test_proposals_are_those_of_segment_everything(settings, make_job):
     store, sam = ProposalStore.open(settings.store), FakeSam()
     for key in KEYS:
         image = read_image(f"{settings.images}/{key.file_name}")
-        expected = segment_everything(sam, sam.embed([image])[0], settings.proposals)
+        expected = segment_everything(sam, image, settings.proposals)
         stored = store.read(key.image_id)
         assert [(p.rle_counts, p.area) for p in stored] == [(p.rle_counts, p.area) for p in expected]
         assert len(stored) >= 2  # both rectangles, at least

@@ -1,5 +1,5 @@
 import math
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
@@ -9,17 +9,16 @@ from omegaconf import OmegaConf
 from data_schemas.proposals import check_proposal, proposal_order
 from pipeline.errors import ConfigError
 from pipeline.masks import rle
-from pipeline.sam import segment_everything as module
+from pipeline.sam import full_resolution
 from pipeline.sam.sam2_backend import SCENES_NANO, Sam2Backend, _architecture, build_backend, build_model
 from pipeline.sam.segment_everything import (
     GeneratorSettings,
-    boxes_of,
-    clean,
     distinct,
-    measure,
+    in_batches,
     point_grid,
     segment_everything,
 )
+from pipeline.sam.small_regions import clean
 from tests.fakes import FakeSam, region_at
 
 KEEP_ALL = GeneratorSettings(
@@ -109,7 +108,7 @@ def assert_same(ours, stock):
         assert twin["stability_score"] == pytest.approx(mine.stability_score, abs=1e-3)
         x, y, width, height = twin["bbox"]  # inclusive ends: one less than COCO's
         assert np.allclose((x, y, width + 1, height + 1), mine.bbox_xywh, atol=1)
-        half = 0.5 * mine.width / 384, 0.5 * mine.height / 384  # what the prompt encoder adds to stock's point
+        half = 0.5 * np.array(twin["crop_box"][2:]) / 384  # what the prompt encoder adds to stock's point
         assert np.allclose(np.add(twin["point_coords"][0], half), mine.point_xy, atol=1e-3)
         left.remove(twin)
 
@@ -135,7 +134,7 @@ def mask_iou(counts, proposal):
 @pytest.mark.parametrize("size_hw", [(120, 160), (400, 390)], ids=["smaller than the input", "larger"])
 def test_proposals_equal_the_stock_generator(busy, settings, size_hw):
     image = mosaic(*size_hw)
-    ours = segment_everything(busy, busy.embed([image])[0], settings)
+    ours = segment_everything(busy, image, settings)
     stock = stock_generate(busy.model, image, settings)
     assert len(ours) >= 5, "nothing to compare"
     assert_same(ours, stock)
@@ -143,17 +142,22 @@ def test_proposals_equal_the_stock_generator(busy, settings, size_hw):
 
 def test_the_filters_of_the_parity_test_do_filter(busy):
     """Each threshold of "three filters" removes masks: otherwise equality would say little."""
-    embedding = busy.embed([mosaic()])[0]
+    image = mosaic()
     strict = GeneratorSettings(6, 7, 0.5, 0.1, 0.01, 0.7)
-    count = len(segment_everything(busy, embedding, strict))
+    count = len(segment_everything(busy, image, strict))
     for field in ("pred_iou_threshold", "box_nms_threshold"):
         open_one = replace(strict, **{field: getattr(KEEP_ALL, field)})
-        assert len(segment_everything(busy, embedding, open_one)) > count, field
+        assert len(segment_everything(busy, image, open_one)) > count, field
     stricter = replace(strict, stability_score_threshold=0.95)
-    assert len(segment_everything(busy, embedding, stricter)) < count
+    assert len(segment_everything(busy, image, stricter)) < count
 
 
-def test_trained_weights_equal_the_stock_generator_on_a_scene():
+@pytest.mark.parametrize(
+    "more",
+    [{}, {"crop_n_layers": 1}, {"use_m2m": True}, {"use_m2m": True, "crop_n_layers": 1}],
+    ids=["plain", "crops", "masks given back", "both"],
+)
+def test_trained_weights_equal_the_stock_generator_on_a_scene(more):
     if not _architecture(SCENES_NANO).with_suffix(".safetensors").is_file():
         pytest.skip("pipeline/assets/scenes_nano.safetensors is not trained yet")
     from pipeline.scenes.cache import draw_by_index
@@ -161,10 +165,13 @@ def test_trained_weights_equal_the_stock_generator_on_a_scene():
 
     backend = build_backend(SCENES_NANO)
     image = draw_by_index(0, group="benchmark", style=SceneStyle(), seed=7_000_001).image
-    settings = GeneratorSettings(points_per_side=8, pred_iou_threshold=0.4, stability_score_threshold=0.6)
-    ours = segment_everything(backend, backend.embed([image])[0], settings)
+    settings = GeneratorSettings(points_per_side=8, pred_iou_threshold=0.4, stability_score_threshold=0.6, **more)
+    ours = segment_everything(backend, image, settings)
     assert len(ours) >= 3
-    assert_same(ours, stock_generate(backend.model, image, settings))
+    assert_same(ours, stock_generate(backend.model, image, settings, **more))
+    if more:
+        plain = segment_everything(backend, image, replace(settings, crop_n_layers=0, use_m2m=False))
+        assert {each.rle_counts for each in ours} != {each.rle_counts for each in plain}
 
 
 def test_on_the_fake_every_region_is_found_once():
@@ -172,7 +179,7 @@ def test_on_the_fake_every_region_is_found_once():
     image = np.zeros((32, 40, 3), np.uint8)
     image[:16, :20], image[:16, 20:], image[16:, :20], image[16:, 20:] = 10, 20, 30, 40
     sam = FakeSam()
-    found = segment_everything(sam, sam.embed([image])[0], GeneratorSettings(points_per_side=4))
+    found = segment_everything(sam, image, GeneratorSettings(points_per_side=4))
     assert len(found) == 4
     masks = {each.rle_counts for each in found}
     corners = [(1, 1), (39, 1), (1, 31), (39, 31)]
@@ -187,41 +194,88 @@ def test_on_the_fake_every_region_is_found_once():
 
 
 def test_order_is_deterministic_and_the_limit_keeps_the_best(busy):
-    embedding = busy.embed([mosaic()])[0]
+    image = mosaic()
     settings = replace(KEEP_ALL, stability_score_offset=0.01)
-    found = segment_everything(busy, embedding, settings)
-    assert found == segment_everything(busy, embedding, settings)
+    found = segment_everything(busy, image, settings)
+    assert found == segment_everything(busy, image, settings)
     assert found == sorted(found, key=proposal_order)
-    assert segment_everything(busy, embedding, replace(settings, max_proposals=4)) == found[:4]
+    assert segment_everything(busy, image, replace(settings, max_proposals=4)) == found[:4]
 
 
 def test_batch_and_chunk_sizes_change_nothing_but_rounding(busy, monkeypatch):
     image = mosaic()
     settings = GeneratorSettings(6, 64, 0.5, 0.1, 0.01, 0.7)
-    whole = segment_everything(busy, busy.embed([image])[0], settings)
-    monkeypatch.setattr(module, "MAX_CHUNK_BYTES", (1, 1))  # one mask at a time
-    assert segment_everything(busy, busy.embed([image])[0], settings) == whole
-    small = segment_everything(busy, busy.embed([image])[0], replace(settings, points_per_batch=1))
+    whole = segment_everything(busy, image, settings)
+    monkeypatch.setattr(full_resolution, "MAX_VALUES", 1)  # one mask and one cell at a time
+    assert segment_everything(busy, image, settings) == whole
+    small = segment_everything(busy, image, replace(settings, points_per_batch=1))
     assert len(small) == len(whole)
     for a, b in zip(small, whole, strict=True):
         assert a.predicted_iou == pytest.approx(b.predicted_iou, abs=1e-5)
         assert mask_iou(b.rle_counts, a) >= 0.999
 
 
-def test_full_resolution_masks_exist_a_few_at_a_time(busy, monkeypatch):
-    seen = []
+class Crowded(Sam2Backend):
+    """A device with room for a few clicks at a time."""
 
-    class Watched(Sam2Backend):
-        def upsample(self, logits, size_hw):
-            seen.append(len(logits))
-            return super().upsample(logits, size_hw)
+    def decode_confident(self, embedding, points_xy, labels, threshold):
+        self.tried.append(len(points_xy))
+        if len(points_xy) > 4:
+            raise torch.OutOfMemoryError("no room")
+        return super().decode_confident(embedding, points_xy, labels, threshold)
 
-    monkeypatch.setattr(module, "MAX_CHUNK_BYTES", (5 * 120 * 160 * 7, 0))
-    watched = Watched(busy.model, name="x", sha256="0" * 64)
-    found = segment_everything(watched, watched.embed([mosaic()])[0], replace(KEEP_ALL, stability_score_offset=0.01))
-    assert max(seen) == 7
-    assert sum(seen) > 100
-    assert len(found) > 7
+
+def test_a_full_device_halves_the_batch_and_goes_on(busy):
+    crowded = Crowded(busy.model, name="x", sha256="0" * 64)
+    crowded.tried = []
+    settings = GeneratorSettings(6, 30, 0.5, 0.1, 0.01, 0.7)
+    found = segment_everything(crowded, mosaic(), settings)
+    assert crowded.tried == [30, 15, 7, *[3] * 12]
+    expected = segment_everything(busy, mosaic(), settings)
+    assert [each.rle_counts for each in found] == [each.rle_counts for each in expected]
+
+
+def test_a_device_without_room_for_one_click_says_so():
+    def compute(_):
+        raise torch.OutOfMemoryError("no room at all")
+
+    with pytest.raises(torch.OutOfMemoryError, match="at all"):
+        list(in_batches(3, 4, compute))
+
+
+@pytest.mark.parametrize("size_hw", [(120, 160), (300, 200)])
+@pytest.mark.parametrize(
+    ("layers", "factor", "crop_nms"), [(1, 1, 0.7), (2, 2, 0.3), (1, 2, 1.0)], ids=["one layer", "two", "no NMS"]
+)
+def test_crops_equal_the_stock_generator(busy, size_hw, layers, factor, crop_nms):
+    settings = GeneratorSettings(
+        6,
+        64,
+        0.5,
+        0.1,
+        0.01,
+        0.7,
+        crop_n_layers=layers,
+        crop_n_points_downscale_factor=factor,
+        crop_nms_threshold=crop_nms,
+    )
+    ours = segment_everything(busy, mosaic(*size_hw), settings)
+    stock = stock_generate(
+        busy.model,
+        mosaic(*size_hw),
+        settings,
+        crop_n_layers=layers,
+        crop_n_points_downscale_factor=factor,
+        crop_nms_thresh=crop_nms,
+    )
+    assert_same(ours, stock)
+    whole = segment_everything(busy, mosaic(*size_hw), replace(settings, crop_n_layers=0))
+    assert {each.rle_counts for each in ours} != {each.rle_counts for each in whole}
+
+
+def test_crops_without_any_mask_are_no_error(busy):
+    """SAM 2's generator raises an IndexError here."""
+    assert segment_everything(busy, mosaic(), GeneratorSettings(points_per_side=3, crop_n_layers=1)) == []
 
 
 @pytest.mark.parametrize(
@@ -240,7 +294,7 @@ def test_full_resolution_masks_exist_a_few_at_a_time(busy, monkeypatch):
 @pytest.mark.parametrize("min_area", [0, 9])
 def test_odd_images_do_not_crash(busy, image, settings, min_area):
     settings = replace(settings, min_mask_region_area=min_area)
-    for each in segment_everything(busy, busy.embed([image])[0], settings):
+    for each in segment_everything(busy, image, settings):
         check_proposal(each, height=image.shape[0], width=image.shape[1])
         assert each.area > 0
         mask = rle.decode({"size": [each.height, each.width], "counts": each.rle_counts})
@@ -249,7 +303,7 @@ def test_odd_images_do_not_crash(busy, image, settings, min_area):
 
 
 def test_the_default_settings_find_nothing_in_noise_and_say_so_with_an_empty_list(busy):
-    assert segment_everything(busy, busy.embed([mosaic()])[0], GeneratorSettings(points_per_side=3)) == []
+    assert segment_everything(busy, mosaic(), GeneratorSettings(points_per_side=3)) == []
 
 
 def test_point_grid_by_hand():
@@ -257,27 +311,6 @@ def test_point_grid_by_hand():
     points = point_grid(2, (40, 20), (10, 10))
     assert torch.allclose(points, torch.tensor([[6.0, 12.0], [16.0, 12.0], [6.0, 32.0], [16.0, 32.0]]))
     assert point_grid(40, (4, 4), (8, 8)).max() <= 4, "a grid finer than the input stays in the image"
-
-
-def test_measures_by_hand():
-    logits = torch.full((4, 3, 5), -5.0)
-    logits[0, 1, 2:4] = torch.tensor([3.0, 0.5])  # 2 pixels; 1 above 1; 2 above -1
-    logits[1, :, :] = 9.0
-    logits[3, 2, 0] = -0.5  # empty, yet something above -1
-    measures = measure(logits, 1.0)
-    assert measures.stability_score.tolist() == [0.5, 1.0, 0.0, 0.0]
-    assert measures.boxes_xyxy.tolist() == [[2, 1, 3, 1], [0, 0, 4, 2], [0, 0, 0, 0], [0, 0, 0, 0]]
-    assert measures.nonempty.tolist() == [True, True, False, False]
-
-
-def test_boxes_equal_a_slow_search():
-    masks = np.random.default_rng(0).random((60, 9, 7)) < 0.04
-    boxes = boxes_of(torch.from_numpy(masks.any(1)), torch.from_numpy(masks.any(2))).tolist()
-    for mask, box in zip(masks, boxes, strict=True):
-        rows, columns = np.nonzero(mask)
-        slow = [columns.min(), rows.min(), columns.max(), rows.max()] if len(rows) else [0, 0, 0, 0]
-        assert box == slow
-    assert any(not mask.any() for mask in masks)
 
 
 def test_distinct_keeps_the_better_and_of_equals_the_earlier():
@@ -335,14 +368,13 @@ def test_cleanup_equals_the_reference_post_processing(busy):
     from sam2.automatic_mask_generator import SAM2AutomaticMaskGenerator
     from sam2.utils.amg import MaskData, area_from_rle, coco_encode_rle, mask_to_rle_pytorch
 
-    settings = GeneratorSettings(6, 64, 0.0, 0.1, 0.01, 0.6)
-    embedding = busy.embed([mosaic()])[0]
-    before = segment_everything(busy, embedding, settings)
+    settings = GeneratorSettings(6, 64, 0.0, 0.1, 0.01, 0.6, crop_nms_threshold=0.5)
+    before = segment_everything(busy, mosaic(), settings)
     masks = [rle.decode({"size": [120, 160], "counts": each.rle_counts}) for each in before]
     boxes = [[x, y, x + w - 1, y + h - 1] for x, y, w, h in (each.bbox_xywh for each in before)]
     data = MaskData(rles=mask_to_rle_pytorch(torch.from_numpy(np.stack(masks))), boxes=torch.tensor(boxes))
     data = SAM2AutomaticMaskGenerator.postprocess_small_regions(data, 6, 0.6)
-    after = segment_everything(busy, embedding, replace(settings, min_mask_region_area=6))
+    after = segment_everything(busy, mosaic(), replace(settings, min_mask_region_area=6))
     assert {each.rle_counts for each in after} == {coco_encode_rle(code)["counts"] for code in data["rles"]}
     assert sorted(each.area for each in after) == sorted(map(area_from_rle, data["rles"]))
     assert {each.rle_counts for each in after} != {each.rle_counts for each in before}
@@ -357,6 +389,10 @@ def test_cleanup_equals_the_reference_post_processing(busy):
         ("stability_score_threshold", 2.0),
         ("stability_score_offset", -1.0),
         ("box_nms_threshold", math.nan),
+        ("crop_n_layers", -1),
+        ("crop_nms_threshold", 1.5),
+        ("crop_overlap_ratio", 1.0),
+        ("crop_n_points_downscale_factor", 0),
         ("min_mask_region_area", -1),
         ("max_proposals", 0),
     ],
@@ -373,10 +409,19 @@ def test_the_defaults_are_those_of_the_reference():
 
     stock = inspect.signature(SAM2AutomaticMaskGenerator.__init__).parameters
     ours = GeneratorSettings()
-    assert ours.points_per_side == stock["points_per_side"].default
-    assert ours.points_per_batch == stock["points_per_batch"].default
-    assert ours.pred_iou_threshold == stock["pred_iou_thresh"].default
-    assert ours.stability_score_threshold == stock["stability_score_thresh"].default
-    assert ours.stability_score_offset == stock["stability_score_offset"].default
-    assert ours.box_nms_threshold == stock["box_nms_thresh"].default
-    assert ours.min_mask_region_area == stock["min_mask_region_area"].default
+    names = {
+        "points_per_side": "points_per_side",
+        "points_per_batch": "points_per_batch",
+        "pred_iou_threshold": "pred_iou_thresh",
+        "stability_score_threshold": "stability_score_thresh",
+        "stability_score_offset": "stability_score_offset",
+        "box_nms_threshold": "box_nms_thresh",
+        "crop_n_layers": "crop_n_layers",
+        "crop_nms_threshold": "crop_nms_thresh",
+        "crop_overlap_ratio": "crop_overlap_ratio",
+        "crop_n_points_downscale_factor": "crop_n_points_downscale_factor",
+        "min_mask_region_area": "min_mask_region_area",
+        "use_m2m": "use_m2m",
+    }
+    assert {mine: getattr(ours, mine) for mine in names} == {mine: stock[its].default for mine, its in names.items()}
+    assert {each.name for each in fields(GeneratorSettings)} - set(names) == {"max_proposals"}
