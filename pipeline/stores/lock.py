@@ -71,7 +71,7 @@ class StoreLock:
                 text = "%s: looking for up to %.0f s whether %s is still writing"
                 _LOG.warning(text, self.files.uri, self.lease_seconds, _holder(lease))
                 is_told = True
-            time.sleep(_POLL_SECONDS if self.files.is_local else min(self.lease_seconds / 60, 1.0))
+            time.sleep(_POLL_SECONDS if self.files.is_local else min(self.lease_seconds / 20, 1.0))
         self._stop.clear()
         self._beating = threading.Thread(target=self._keep_alive, daemon=True, name=f"lease {self.path}")
         self._beating.start()
