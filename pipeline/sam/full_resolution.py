@@ -89,8 +89,10 @@ class FullResolution:
         return torch.cat(masks), torch.cat(spans)
 
     def _split(self, logits: Tensor) -> tuple[Tensor, ...]:
+        size = max(1, MAX_VALUES // (logits.shape[1] * logits.shape[2]))
         # One part even of no mask: it says the types of the empty results.
-        return logits.split(max(1, MAX_VALUES // (logits.shape[1] * logits.shape[2])))  # type: ignore[no-untyped-call]
+        parts: tuple[Tensor, ...] = logits.split(size)  # type: ignore[no-untyped-call]
+        return parts
 
     def _measure(self, logits: Tensor, offset: float) -> Measures:
         least, most = _corners(logits)

@@ -72,7 +72,7 @@ class PromptDecoder:
             queries = queries + self._from_image(block.cross_attn_token_to_image, queries + tokens, keys)
             queries = block.norm2(queries)
             queries = block.norm3(queries + block.mlp(queries))
-            keys = block.norm4(keys + self._to_image(block.cross_attn_image_to_token, queries + tokens, queries, keys))
+            keys = block.norm4(self._to_image(block.cross_attn_image_to_token, queries + tokens, queries, keys))
         queries = queries + self._from_image(transformer.final_attn_token_to_image, queries + tokens, keys)
         return Decoded(transformer.norm_final_attn(queries), keys.expand(len(tokens), -1, -1))
 
@@ -88,11 +88,11 @@ class PromptDecoder:
             seen = F.scaled_dot_product_attention(merged, key, _split(attention.v_proj(keys), heads))
             seen = seen.reshape(heads, prompts, length, queries.shape[-1]).transpose(0, 1)
         elif _is_narrow(attention, length):
-            scale = queries.shape[-1] ** -0.5
+            queries = queries * queries.shape[-1] ** -0.5
             moved = queries @ _per_head(attention.k_proj.weight, heads)  # [P, h, T, C]
-            scores = moved.flatten(1, 2) @ keys.transpose(1, 2)  # [P, h * T, N]
-            scores = scores + (queries @ _split(place, heads).transpose(2, 3)).reshape(scores.shape)
-            summary = (scores * scale).softmax(-1) @ keys  # [P, h * T, C]
+            scores = _per_prompt(queries, _split(place, heads))
+            scores = _plus_product(scores, moved.flatten(1, 2), keys.transpose(1, 2))  # [P, h * T, N]
+            summary = scores.softmax(-1) @ keys  # [P, h * T, C]
             summary = summary.reshape(prompts, heads, length, keys.shape[-1])
             seen = summary @ _per_head(attention.v_proj.weight, heads).transpose(1, 2)  # [P, h, T, d]
             seen = seen + attention.v_proj.bias.reshape(heads, 1, -1)
@@ -103,7 +103,7 @@ class PromptDecoder:
         return answer
 
     def _to_image(self, attention: Any, offering: Tensor, values: Tensor, keys: Tensor) -> Tensor:
-        """Image tokens [P or 1, N, C] attend to prompt tokens [P, T, C]: what is added to them, [P, N, C]."""
+        """Image tokens [P or 1, N, C] attend to prompt tokens [P, T, C]: themselves and what they see, [P, N, C]."""
         heads, (prompts, length, _) = attention.num_heads, offering.shape
         key = _split(attention.k_proj(offering), heads)  # [P, h, T, d]
         value = _split(attention.v_proj(values), heads)
@@ -111,20 +111,20 @@ class PromptDecoder:
         if not _is_narrow(attention, length):
             asking = _split(F.linear(keys, attention.q_proj.weight) + place, heads).expand(prompts, -1, -1, -1)
             seen = F.scaled_dot_product_attention(asking, key, value)
-            answer: Tensor = attention.out_proj(seen.transpose(1, 2).flatten(2))
+            answer: Tensor = keys + attention.out_proj(seen.transpose(1, 2).flatten(2))
             return answer
+        key = key * key.shape[-1] ** -0.5
         if len(keys) == 1:
-            asking = _split(F.linear(keys, attention.q_proj.weight) + place, heads)
-            scores = key @ asking.transpose(2, 3)  # [P, h, T, N]
+            scores = _per_prompt(key, _split(F.linear(keys, attention.q_proj.weight) + place, heads))
         else:
             moved = key @ _per_head(attention.q_proj.weight, heads)  # [P, h, T, C]
-            scores = (moved.flatten(1, 2) @ keys.transpose(1, 2)).reshape(prompts, heads, length, keys.shape[1])
-            scores = scores + key @ _split(place, heads).transpose(2, 3)
-        shares = (scores * key.shape[-1] ** -0.5).softmax(2).flatten(1, 2)  # [P, h * T, N]
-        # [C, h * d] to [h, d, C]: what a head's output becomes.
+            scores = _plus_product(_per_prompt(key, _split(place, heads)), moved.flatten(1, 2), keys.transpose(1, 2))
+        shares = scores.unflatten(1, (heads, length)).softmax(2).flatten(1, 2)  # [P, h * T, N]
+        # [C, h * d] to [h, d, C]: what a head's output becomes. A head's shares sum to 1, so each takes its part of
+        # the bias.
         out = attention.out_proj.weight.reshape(-1, heads, key.shape[-1]).permute(1, 2, 0)
-        added: Tensor = shares.transpose(1, 2) @ (value @ out).flatten(1, 2) + attention.out_proj.bias
-        return added
+        rows = (value @ out).flatten(1, 2) + attention.out_proj.bias / heads  # [P, h * T, C]
+        return _plus_product(keys.expand(prompts, -1, -1), shares.transpose(1, 2), rows)
 
     def predicted_iou(self, decoded: Decoded) -> Tensor:
         """[P, 3] of the multimask outputs, at the precision that is on."""
@@ -141,12 +141,10 @@ class PromptDecoder:
         """
         fine, middle = (_by_token(s, self._grid_hw) for s in high_resolution) if high_resolution else (None, None)
         first, norm, activation, second, last_activation = self._decoder.output_upscaling
-        inner = _upscale(decoded.image_tokens, first)  # [P, N, 4, C / 4]
-        inner = inner if middle is None else inner + middle
+        inner = _upscale(decoded.image_tokens, first, middle)  # [P, N, 4, C / 4]
         inner = F.layer_norm(inner, norm.weight.shape, norm.weight, norm.bias, norm.eps)
-        outer = _upscale(activation(inner), second).flatten(2, 3)  # [P, N, 16, C / 8]
-        outer = outer if fine is None else outer + fine
-        pixels = last_activation(outer).flatten(1, 2)  # [P, N * 16, C / 8]
+        pixels = last_activation(_upscale(activation(inner), second, fine))  # [P, N, 4, 4, C / 8]
+        pixels = pixels.flatten(1, 3)  # [P, N * 16, C / 8]
         logits: Tensor = self._kernels(decoded) @ pixels.transpose(1, 2)  # [P, 3, N * 16]
         height, width = self._grid_hw
         # Token row and column, then row and column in the first and in the second doubling.
@@ -184,19 +182,39 @@ def _per_head(weight: Tensor, heads: int) -> Tensor:
     return weight.reshape(heads, -1, weight.shape[1])
 
 
-def _upscale(tokens: Tensor, convolution: Any) -> Tensor:
-    """A transposed convolution of stride = kernel = 2 on single pixels: [..., C] to [..., 4, C'], row by row."""
+def _per_prompt(queries: Tensor, place: Tensor) -> Tensor:
+    """Prompt tokens [P, h, T, d] times what all prompts share [1, h, N, d]: [P, h * T, N]."""
+    prompts, heads, length, _ = queries.shape
+    scores = queries.transpose(0, 1).flatten(1, 2) @ place[0].transpose(1, 2)  # [h, P * T, N]
+    return scores.unflatten(1, (prompts, length)).transpose(0, 1).flatten(1, 2)
+
+
+def _plus_product(base: Tensor, left: Tensor, right: Tensor) -> Tensor:
+    """``base + left @ right`` in one pass; in autocast apart, for there it would round ``base`` too."""
+    if torch.is_autocast_enabled(base.device.type):
+        return base + left @ right
+    return torch.baddbmm(base, left, right)
+
+
+def _upscale(tokens: Tensor, convolution: Any, skip: Tensor | None) -> Tensor:
+    """A transposed convolution of stride = kernel = 2 on single pixels: [..., C] to [..., 4, C'], row by row.
+
+    ``skip`` is added to it: [1, N, ..., 4, C'] or None.
+    """
     weight = convolution.weight.permute(2, 3, 1, 0)  # [2, 2, C', C]
-    flat = F.linear(tokens, weight.reshape(-1, weight.shape[-1]), convolution.bias.repeat(4))
-    return flat.reshape(*flat.shape[:-1], 4, flat.shape[-1] // 4)
+    flat = tokens @ weight.reshape(-1, weight.shape[-1]).T
+    out = flat.reshape(*flat.shape[:-1], 4, flat.shape[-1] // 4)
+    # The bias with the skip features: one pass over all pixels instead of two.
+    added = convolution.bias if skip is None else skip + convolution.bias
+    return out.add_(added)
 
 
 def _by_token(features: Tensor, grid_hw: tuple[int, int]) -> Tensor:
-    """Skip features [1, C, s gh, s gw] as [1, N, s * s, C], pixels of a token in the order of :func:`_upscale`."""
+    """Skip features [1, C, s gh, s gw] as [1, N, 4, C] or [1, N, 4, 4, C], in the order of :func:`_upscale`."""
     height, width = grid_hw
     channels, side = features.shape[1], features.shape[2] // height
     if side == 2:
         parts = features.reshape(1, channels, height, 2, width, 2).permute(0, 2, 4, 3, 5, 1)
     else:
         parts = features.reshape(1, channels, height, 2, 2, width, 2, 2).permute(0, 2, 5, 3, 6, 4, 7, 1)
-    return parts.reshape(1, height * width, side * side, channels)
+    return parts.reshape(1, height * width, *[4] * (side // 2), channels)
