@@ -6,6 +6,7 @@ the shard is done.
 """
 
 import multiprocessing
+import os
 import signal
 from collections import Counter
 from collections.abc import Callable
@@ -15,6 +16,8 @@ from typing import Any
 
 from pipeline.errors import EnvironmentProblemError, PipelineError
 
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "OPENCV_FOR_THREADS_NUM")
+"""What a process that shares a machine with others must be started with: each library takes every core otherwise."""
 START_SECONDS = 600.0
 """For the child to import its libraries and load its model."""
 
@@ -25,15 +28,24 @@ Stage = Callable[..., Any]
 class IsolatedStage:
     """Calls a stage in a child process; the child lives until :meth:`close` or its death."""
 
-    def __init__(self, make_stage: Callable[[], Stage], *, retries: int, seconds_per_image: float) -> None:
+    def __init__(
+        self,
+        make_stage: Callable[[], Stage],
+        *,
+        retries: int,
+        seconds_per_image: float,
+        threads: int | None = None,
+    ) -> None:
         """Nothing is started before the first call.
 
         Args:
             make_stage: Picklable; makes the stage, in the child.
             retries: How often an image that ended a child is given to another one.
             seconds_per_image: An image that takes longer ends its child.
+            threads: Of each library in the child; None: as in this process.
         """
         self._make_stage, self._retries, self._seconds = make_stage, retries, seconds_per_image
+        self._threads = threads
         self._child: multiprocessing.process.BaseProcess | None = None
         self._pipe: Connection | None = None
 
@@ -41,7 +53,9 @@ class IsolatedStage:
         """What the stage returns for ``job``, less the images that had to be set aside.
 
         Args:
-            job: Picklable, with a method ``without(image_id, reason)`` that sets one image aside.
+            job: Picklable, with methods ``without(image_id, reason)``, which sets one image aside, and
+                ``one_at_a_time()``: the same job touching no other image than the one it tells of, or None if it
+                does so already.
             tell: Called here with what the stage tells there.
 
         Raises:
@@ -56,6 +70,10 @@ class IsolatedStage:
             if answer[0] == "error":
                 raise answer[1]
             self.close()
+            if (careful := job.one_at_a_time()) is not None:
+                # Other images were being read meanwhile: whose fault it was shows when only one is touched.
+                job = careful
+                continue
             if image_id is None:
                 raise EnvironmentProblemError(
                     "a worker ended outside of any image",
@@ -89,6 +107,8 @@ class IsolatedStage:
     def _start(self) -> Connection:
         # Not forked: a fork of a process with threads (torch, Ray) may lock up.
         context = multiprocessing.get_context("spawn")
+        if self._threads is not None:
+            os.environ.update(dict.fromkeys(THREAD_VARIABLES, str(self._threads)))
         self._pipe, theirs = context.Pipe()
         self._child = context.Process(target=_serve, args=(theirs, self._make_stage), daemon=True)
         self._child.start()

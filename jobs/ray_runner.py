@@ -33,7 +33,7 @@ class WorkerSettings:
     count: int | None = None
     """Workers; None: as many as the cluster has room for."""
     cpus: float = 1.0
-    """CPUs that each one takes."""
+    """CPUs that each one takes, and threads that its libraries get."""
     gpus: float = 0.0
     """GPUs that each one takes, 0.5 for two on one."""
     seconds_per_image: float = 600.0
@@ -63,7 +63,7 @@ def run_sharded(
 
     Args:
         make_stage: Picklable; makes a stage, ``stage(job, tell) -> result``, once for each worker.
-        jobs: Picklable, each with ``without(image_id, reason)``; see ``jobs/isolation.py``.
+        jobs: Picklable, each with ``without`` and ``one_at_a_time``; see ``jobs/isolation.py``.
         address: ``local`` runs in this process, one job after the other; ``start`` starts a Ray of its own on this
             machine; anything else is the address of a running one (``auto``, ``host:6379``, ``ray://host:10001``).
         workers: Size of the actor pool; not for ``local``.
@@ -169,8 +169,13 @@ def _not_there(address: str, reason: str) -> EnvironmentProblemError:
 class _Actor:
     """What Ray Data calls; the stage itself lives in a child process of the actor."""
 
-    def __init__(self, make_stage: MakeStage, retries: int, seconds_per_image: float) -> None:
-        self._stage = IsolatedStage(make_stage, retries=retries, seconds_per_image=seconds_per_image)
+    def __init__(self, make_stage: MakeStage, retries: int, workers: WorkerSettings) -> None:
+        self._stage = IsolatedStage(
+            make_stage,
+            retries=retries,
+            seconds_per_image=workers.seconds_per_image,
+            threads=max(1, int(workers.cpus)),  # as many workers as fit share the machine
+        )
 
     def __call__(self, row: dict[str, bytes]) -> dict[str, bytes]:
         # An exception would reach the driver wrapped in Ray's own and lose its exit code.
@@ -199,7 +204,7 @@ def _run_pool(make_stage: MakeStage, jobs: Sequence[Any], *, workers: WorkerSett
         warnings.filterwarnings("ignore", message=".*ray_remote_args.*")
         dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
             _Actor,  # type: ignore[arg-type]  # Ray's hint forgets callable classes
-            fn_constructor_args=(make_stage, retries, workers.seconds_per_image),
+            fn_constructor_args=(make_stage, retries, workers),
             concurrency=size,
             num_cpus=workers.cpus,
             num_gpus=workers.gpus or None,

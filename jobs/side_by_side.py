@@ -13,13 +13,13 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from jobs.isolation import THREAD_VARIABLES
 from jobs.training import say
 from pipeline.errors import EnvironmentProblemError
 
 GRACE_SECONDS = 20.0
 """For a child to end by itself once it is told to."""
 PROGRAM = (sys.executable, "-u", "-m", "jobs.cli")
-_THREAD_SETTINGS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ class _Child:
             stderr=subprocess.STDOUT,
             text=True,
             errors="replace",
-            env=os.environ | dict.fromkeys(_THREAD_SETTINGS, "1"),
+            env=os.environ | dict.fromkeys(THREAD_VARIABLES, "1"),
         )
         self._reader = threading.Thread(target=self._hand_on, args=(tell,), daemon=True)
         self._reader.start()

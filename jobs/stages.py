@@ -4,7 +4,9 @@ A stage knows nothing of Ray. It computes the images of one shard, catches what 
 publishes the shard: every image ends as rows or as a quarantine outcome with stage and reason.
 """
 
-from collections.abc import Callable, Mapping
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Generic, TypeVar
@@ -43,10 +45,16 @@ class ShardJob:
     """Image id -> masks of the ground truth, where similarity targets are to lie on objects."""
     poisoned: Mapping[int, str] = field(default_factory=dict)
     """Images not to touch again, and why: they killed their worker or never ended."""
+    read_ahead: int = 2
+    """Images that are decoded while another one is computed."""
 
     def without(self, image_id: int, reason: str) -> "ShardJob":
         """The same job with one image set aside."""
         return replace(self, poisoned={**self.poisoned, image_id: reason})
+
+    def one_at_a_time(self) -> "ShardJob | None":
+        """The same job, so that whatever kills the worker is the image whose turn it is; None if it is so already."""
+        return replace(self, read_ahead=0) if self.read_ahead else None
 
 
 @dataclass(frozen=True)
@@ -158,10 +166,10 @@ def compute_images(
         if key.image_id in job.poisoned:
             reason = job.poisoned[key.image_id]
             quarantined.append(ImageOutcome.quarantined(key.image_id, stage="worker", reason=reason, retries=retries))
-            continue
+    for key, read in _read_in_turn(job):
         tell(key.image_id)
         try:
-            image = _read(job.image_root, key)
+            image = read()
         except InputError as error:
             quarantined.append(ImageOutcome.quarantined(key.image_id, stage="read", reason=_one_line(error)))
             continue
@@ -173,6 +181,26 @@ def compute_images(
             quarantined.append(ImageOutcome.quarantined(key.image_id, stage=stage, reason=failure, retries=tries))
     tell(None)
     return Computed(results, quarantined, retried)
+
+
+def _read_in_turn(job: ShardJob) -> Iterator[tuple[ImageKey, Callable[[], NDArray[np.uint8]]]]:
+    """Each image of a shard and what gives its pixels (or the error), already being decoded while others are used."""
+    keys = [key for key in job.task.plan.images if key.image_id not in job.poisoned]
+    if not job.read_ahead:
+        yield from ((key, partial(_read, job.image_root, key)) for key in keys)
+        return
+    with ThreadPoolExecutor(1, thread_name_prefix="read") as reader:
+        coming: deque[tuple[ImageKey, Future[NDArray[np.uint8]]]] = deque()
+        for key in keys:
+            coming.append((key, reader.submit(_read, job.image_root, key)))
+            if len(coming) > job.read_ahead:
+                turn, future = coming.popleft()
+                yield turn, future.result
+                del future  # an image that was used is not kept
+        while coming:
+            turn, future = coming.popleft()
+            yield turn, future.result
+            del future
 
 
 def _read(image_root: str, key: ImageKey) -> NDArray[np.uint8]:

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from jobs.isolation import IsolatedStage
+from jobs.isolation import THREAD_VARIABLES, IsolatedStage
 from pipeline.errors import EnvironmentProblemError, StoreDamagedError
-from tests.jobs.toys import DAMAGE, MakeToyStage, ToyJob, ToyStage, attempts
+from tests.jobs.toys import DAMAGE, CountsThreads, HastyJob, HastyStage, MakeToyStage, ToyJob, ToyStage, attempts
 
 ROOT = Path(__file__).parents[2]
 
@@ -55,6 +55,26 @@ def test_two_bad_images_in_one_shard_are_told_apart(isolated):
     assert answer == {1: "its worker died (SIGKILL)", 2: 4, 3: "its worker died (SIGKILL)"}
 
 
+@pytest.mark.parametrize("deadly", [1, 2, 3])
+def test_an_image_that_kills_while_it_is_read_ahead_is_the_one_that_is_set_aside(deadly):
+    stage = IsolatedStage(MakeToyStage(HastyStage(deadly)), retries=0, seconds_per_image=60)
+    try:
+        answer = stage(HastyJob((1, 2, 3)))
+    finally:
+        stage.close()
+    assert answer == {i: "its worker died (SIGKILL)" if i == deadly else i**2 for i in (1, 2, 3)}
+
+
+def test_the_child_has_the_threads_that_it_is_given(monkeypatch):
+    for name in THREAD_VARIABLES:
+        monkeypatch.setenv(name, "7")
+    stage = IsolatedStage(MakeToyStage(CountsThreads()), retries=0, seconds_per_image=60, threads=1)
+    try:
+        assert stage(ToyJob((5,))) == {5: (1, 1)}
+    finally:
+        stage.close()
+
+
 def test_an_image_that_never_ends_is_set_aside(isolated):
     started = time.monotonic()
     answer = isolated(sleeps={2: 600.0}, retries=0, seconds_per_image=0.5)(ToyJob((1, 2, 3)))
@@ -78,7 +98,7 @@ def test_errors_keep_their_kind(isolated):
 
 def test_a_child_does_not_outlive_its_killed_parent(tmp_path):
     code = (
-        "import sys; from pathlib import Path; from jobs.isolation import IsolatedStage\n"
+        "import sys; from pathlib import Path; from jobs.isolation import THREAD_VARIABLES, IsolatedStage\n"
         "from tests.jobs.toys import *\n"
         "if __name__ == '__main__':\n"
         "    stage = ToyStage(Path(sys.argv[1]), sleeps={i: 0.2 for i in range(500)})\n"

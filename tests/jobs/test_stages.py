@@ -1,11 +1,14 @@
 """Stages: every image of a shard ends as rows or with a reason, and results are the functions' own."""
 
+import threading
+
 import numpy as np
 import pytest
 from PIL import Image
 
 from data_schemas.manifest import SCHEMA_VERSIONS, ImageKey, StoreIdentity
 from data_schemas.similarity import SimilarityLayout, dequantise, quantise
+from jobs import stages
 from jobs.settings import PrecomputeSettings, SamSettings, SimilaritySettings
 from jobs.stages import ProposalStage, ShardJob, SimilarityStage
 from pipeline.errors import EnvironmentProblemError
@@ -97,6 +100,37 @@ def test_broken_images_are_set_aside_with_their_reason_and_the_others_are_done(s
     assert found[12][2] == "size differs: planned 24 x 32, file 32 x 24 (height x width)"
     assert found[13] == ("quarantined", "worker", "its worker died (SIGSEGV)")
     assert ProposalStore.open(settings.store).image_ids() == []
+
+
+def test_the_next_images_are_decoded_while_one_is_computed(settings, make_job, monkeypatch):
+    """The first image is not computed before the third was read, which no other thread could do for it."""
+    third_is_read = threading.Event()
+    read = stages.read_image
+
+    def watched(path):
+        image = read(path)
+        if path.name == "02.png":
+            third_is_read.set()
+        return image
+
+    class Patient(FakeSam):
+        def embed(self, images):
+            assert third_is_read.wait(30)
+            return super().embed(images)
+
+    monkeypatch.setattr(stages, "read_image", watched)
+    report = ProposalStage(settings, lambda _: Patient())(make_job("proposals"))
+    assert [o.status for o in report.outcomes] == ["ok"] * 4
+
+
+def test_one_at_a_time_reads_no_image_before_its_turn(settings, make_job, monkeypatch):
+    order = []
+    read = stages.read_image
+    monkeypatch.setattr(stages, "read_image", lambda path: order.append(path.name) or read(path))
+    job = make_job("proposals").one_at_a_time()
+    ProposalStage(settings, lambda _: FakeSam())(job, order.append)
+    assert order == [10, "00.png", 11, "01.png", 12, "02.png", 13, "03.png", None]
+    assert job.one_at_a_time() is None
 
 
 class Moody(FakeSam):

@@ -19,8 +19,55 @@ class ToyJob:
     images: tuple[int, ...]
     poisoned: Mapping[int, str] = field(default_factory=dict)
 
+    def one_at_a_time(self) -> None:
+        return None
+
     def without(self, image_id: int, reason: str) -> "ToyJob":
         return replace(self, poisoned={**self.poisoned, image_id: reason})
+
+
+@dataclass(frozen=True)
+class HastyJob(ToyJob):
+    """Touches the next image while it is at one."""
+
+    read_ahead: bool = True
+
+    def one_at_a_time(self) -> "HastyJob | None":
+        return replace(self, read_ahead=False) if self.read_ahead else None
+
+
+@dataclass(frozen=True)
+class HastyStage:
+    """Squares ids; whoever touches the image ``deadly`` dies."""
+
+    deadly: int
+
+    def __call__(self, job: HastyJob, tell: Callable[[int | None], None] = lambda _: None) -> dict[int, object]:
+        answer: dict[int, object] = dict(job.poisoned)
+        left = [image_id for image_id in job.images if image_id not in job.poisoned]
+        for position, image_id in enumerate(left):
+            if job.read_ahead:
+                self._touch(left[position : position + 2])
+            tell(image_id)
+            self._touch([image_id])
+            answer[image_id] = image_id**2
+        tell(None)
+        return answer
+
+    def _touch(self, images: list[int]) -> None:
+        if self.deadly in images:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+@dataclass(frozen=True)
+class CountsThreads:
+    """How many threads the libraries of its process would use."""
+
+    def __call__(self, job: ToyJob, tell: Callable[[int | None], None] = lambda _: None) -> dict[int, object]:
+        import cv2
+        import torch
+
+        return {job.images[0]: (torch.get_num_threads(), cv2.getNumThreads())}
 
 
 @dataclass(frozen=True)
