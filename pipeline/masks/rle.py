@@ -5,7 +5,7 @@ The only importer of pycocotools besides the evaluation oracle. Pixels are enume
 code is unpacked and checked here with numpy before the library sees it.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import TypedDict
 
 import numpy as np
@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
 from pipeline.errors import AnnotationError
+from pipeline.masks.run_lengths import even_counts, malformed, runs_of_codes, runs_of_counts
 
 MAX_MASK_PIXELS = 200_000_000  # refuse a forged `size` before anything of that size is allocated
-_MAX_CHARS_PER_COUNT = 7  # 35 bits: more than any count of a mask of MAX_MASK_PIXELS can need
 _SHORTEST_POLYGON = 6  # numbers: three points
 
 
@@ -117,9 +117,9 @@ def runs_of_many(rles: Sequence[Rle]) -> tuple[NDArray[np.int64], NDArray[np.int
     Raises:
         AnnotationError: a code is malformed, too large, or does not cover exactly H * W pixels.
     """
-    pixels = np.array([np.prod(_checked_size(rle["size"], where="RLE")) for rle in rles], dtype=np.int64)
-    counts, offsets = _unpack([rle["counts"].encode(errors="surrogatepass") for rle in rles], where="RLE")
-    return _counts_to_runs(counts, offsets, pixels, where="RLE")
+    sizes = [_checked_size(rle["size"], where="RLE") for rle in rles]
+    pixels = np.array([height * width for height, width in sizes], dtype=np.int64)
+    return runs_of_codes([rle["counts"].encode(errors="surrogatepass") for rle in rles], pixels, where="RLE")
 
 
 def from_runs(spans: NDArray[np.int64], *, height: int, width: int) -> Rle:
@@ -133,12 +133,45 @@ def from_runs(spans: NDArray[np.int64], *, height: int, width: int) -> Rle:
     Returns:
         The canonical code: what `encode` gives for the same pixels.
     """
-    spans = union_runs(spans)
-    edges = np.concatenate([[0], spans.ravel(), [height * width]])
-    counts = np.diff(edges)
-    if len(spans) and spans[-1, 1] == height * width:
+    return from_edges(union_runs(spans).ravel(), height=height, width=width)
+
+
+def from_edges(edges: NDArray[np.int64], *, height: int, width: int) -> Rle:
+    """Encode a mask from the places where its pixels change.
+
+    Args:
+        edges: [2 R] int64 strictly rising: start, end (exclusive), start, ... of its runs, column-major.
+        height: Pixels.
+        width: Pixels.
+
+    Returns:
+        The canonical code: what `encode` gives for the same pixels.
+    """
+    pixels = height * width
+    counts = np.diff(np.concatenate([[0], edges, [pixels]])).astype(np.uint32)
+    if len(edges) and edges[-1] == pixels:
         counts = counts[:-1]  # COCO writes no background run of length 0 at the end
-    return Rle(size=[int(height), int(width)], counts=_pack(counts))
+    # An array of C's own type: a list of Python numbers takes six times as long on the way in.
+    return _as_rle(coco_mask.frPyObjects({"size": [height, width], "counts": counts}, height, width))
+
+
+def shared_pixels(rle: Rle, area: int, codes: Sequence[bytes]) -> NDArray[np.int64]:
+    """Pixels that one mask shares with each of K others of its size; for codes that were checked before.
+
+    Args:
+        rle: The one mask.
+        area: Its foreground pixels, 1 or more.
+        codes: K COCO strings.
+
+    Returns:
+        [K] int64, exact.
+    """
+    if not codes:
+        return np.zeros(0, np.int64)
+    others = [{"size": rle["size"], "counts": code} for code in codes]
+    # Against "crowds" the ratio is shared / area: a double, so that the whole number comes back by rounding.
+    shares = coco_mask.iou([rle], others, [1] * len(others))
+    return np.asarray(np.rint(shares[0] * area), np.int64)
 
 
 def union_runs(spans: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -172,11 +205,15 @@ def dense(spans: NDArray[np.int64], *, height: int, width: int) -> NDArray[np.bo
     Returns:
         [height, width] bool, C-contiguous: the union of the runs.
     """
+    mask = np.zeros((height, width), dtype=bool)
     spans = union_runs(spans)
-    lengths = np.diff(np.concatenate([[0], spans.ravel(), [height * width]]))
-    values = np.zeros(len(lengths), dtype=bool)
-    values[1::2] = True
-    return np.ascontiguousarray(np.repeat(values, lengths).reshape(width, height).T)
+    if len(spans):
+        first, last = int(spans[0, 0]) // height, int(spans[-1, 1] - 1) // height + 1  # columns that have a pixel
+        lengths = np.diff(spans.ravel(), prepend=first * height, append=last * height)
+        values = np.zeros(len(lengths), dtype=bool)
+        values[1::2] = True
+        mask[:, first:last] = np.repeat(values, lengths).reshape(last - first, height).T
+    return mask
 
 
 def parse(segmentation: object, *, height: int, width: int, where: str) -> Rle:
@@ -245,7 +282,7 @@ def _checked_polygon(polygon: object, *, height: int, width: int, where: str) ->
 def _parse_rle(segmentation: dict[object, object], *, height: int, width: int, where: str) -> Rle:
     missing = {"size", "counts"} - set(segmentation)
     if missing:
-        raise _malformed(where, "size and counts", f"no {' and no '.join(sorted(missing))}")
+        raise malformed(where, "size and counts", f"no {' and no '.join(sorted(missing))}")
     if _checked_size(segmentation["size"], where=where) != (height, width):
         raise AnnotationError(
             "the size of an RLE differs from its image",
@@ -255,137 +292,40 @@ def _parse_rle(segmentation: dict[object, object], *, height: int, width: int, w
             fix="was the image resized? export the annotations again",
         )
     code = segmentation["counts"]
+    pixels = np.array([height * width])
     if isinstance(code, str | bytes):
         packed = code.encode(errors="surrogatepass") if isinstance(code, str) else code
-        counts, offsets = _unpack([packed], where=where)
+        spans, _ = runs_of_codes([packed], pixels, where=where)
     else:
-        counts = _checked_counts(code, where=where)
-        offsets = np.array([0, len(counts)], dtype=np.int64)
-    spans, _ = _counts_to_runs(counts, offsets, np.array([height * width]), where=where)
+        spans, _ = runs_of_counts(*even_counts(_checked_counts(code, where=where)), pixels, where=where)
     return from_runs(spans, height=height, width=width)
 
 
 def _checked_counts(code: object, *, where: str) -> NDArray[np.int64]:
     if not isinstance(code, list | tuple):
-        raise _malformed(where, "counts as a list, a string or bytes", type(code).__name__)
+        raise malformed(where, "counts as a list, a string or bytes", type(code).__name__)
     try:
         counts = np.asarray(code)
     except (ValueError, OverflowError) as error:
-        raise _malformed(where, "a flat list of whole numbers", str(error)) from error
+        raise malformed(where, "a flat list of whole numbers", str(error)) from error
     if counts.ndim != 1 or counts.size == 0 or counts.dtype.kind not in "iu":
-        raise _malformed(where, "a flat list of whole numbers", f"{counts.dtype} of shape {counts.shape}")
+        raise malformed(where, "a flat list of whole numbers", f"{counts.dtype} of shape {counts.shape}")
     if (counts > MAX_MASK_PIXELS).any():  # before the cast and the sum, which could wrap around
-        raise _malformed(where, f"counts of at most {MAX_MASK_PIXELS}", int(counts.max()))
+        raise malformed(where, f"counts of at most {MAX_MASK_PIXELS}", int(counts.max()))
     return counts.astype(np.int64)
 
 
 def _checked_size(size: object, *, where: str) -> tuple[int, int]:
     is_pair = isinstance(size, list | tuple) and len(size) == 2
     if not (is_pair and all(isinstance(side, int | np.integer) and not isinstance(side, bool) for side in size)):  # type: ignore[attr-defined]
-        raise _malformed(where, "size as two whole numbers [height, width]", size)
+        raise malformed(where, "size as two whole numbers [height, width]", size)
     height, width = (int(side) for side in size)  # type: ignore[attr-defined]
     if height < 1 or width < 1 or height * width > MAX_MASK_PIXELS:
-        raise _malformed(where, f"1 to {MAX_MASK_PIXELS} pixels", f"{height} x {width}")
+        raise malformed(where, f"1 to {MAX_MASK_PIXELS} pixels", f"{height} x {width}")
     return height, width
-
-
-def _malformed(where: str, expected: object, got: object) -> AnnotationError:
-    return AnnotationError(
-        "an RLE mask is malformed", where=where, expected=expected, got=got, fix="export this annotation again"
-    )
 
 
 def _as_rle(code: dict[str, object]) -> Rle:
     """Give the bytes of pycocotools as text, which JSON and Parquet can hold."""
     height, width = code["size"]  # type: ignore[misc]
     return Rle(size=[int(height), int(width)], counts=code["counts"].decode())  # type: ignore[attr-defined,has-type]
-
-
-def _unpack(codes: Iterable[bytes], *, where: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Unpack COCO strings: 5 bits a character, low bits first, sign in the last; from the 4th count on, differences.
-
-    Returns:
-        counts [C] int64 of all codes, concatenated, and offsets [K + 1] int64.
-    """
-    codes = list(codes)
-    sizes = np.array([len(code) for code in codes], dtype=np.int64)
-    chars = np.frombuffer(b"".join(codes), dtype=np.uint8).astype(np.int64) - 48
-    if (sizes == 0).any():
-        raise _malformed(where, "a COCO RLE string", "an empty string")
-    if len(chars) == 0:
-        return np.zeros(0, np.int64), np.zeros(1, np.int64)
-    if (chars < 0).any() or (chars > 63).any():
-        raise _malformed(where, "characters '0' to 'o' only", "others")
-    ends = np.flatnonzero((chars & 0x20) == 0)  # no "more follows" bit: the last character of a count
-    last_chars = np.cumsum(sizes) - 1
-    if (chars[last_chars] & 0x20).any():
-        raise _malformed(where, "a complete last count", "a string that is cut off")
-    starts = np.concatenate([[0], ends[:-1] + 1])
-    lengths = ends - starts + 1
-    if lengths.max() > _MAX_CHARS_PER_COUNT:
-        raise _malformed(where, f"at most {_MAX_CHARS_PER_COUNT} characters a count", int(lengths.max()))
-    shifts = 5 * (np.arange(len(chars)) - np.repeat(starts, lengths))
-    values = np.add.reduceat((chars & 0x1F) << shifts, starts)
-    values -= np.where(chars[ends] & 0x10, np.int64(1) << (5 * lengths), 0)
-    offsets = np.concatenate([[0], np.searchsorted(ends, last_chars) + 1])
-    return _undo_differences(values, offsets), offsets
-
-
-def _undo_differences(values: NDArray[np.int64], offsets: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Turn count[i] - count[i - 2] (i > 2) back into counts, per code: two running sums, restarted at each code."""
-    position = np.arange(len(values)) - np.repeat(offsets[:-1], np.diff(offsets))
-    counts = values.copy()
-    for chain in (position % 2 == 1, (position % 2 == 0) & (position > 0)):
-        total = np.concatenate([[0], np.cumsum(np.where(chain, values, 0))])
-        restarted = total[1:] - np.repeat(total[offsets[:-1]], np.diff(offsets))
-        counts[chain] = restarted[chain]
-    return counts
-
-
-def _counts_to_runs(
-    counts: NDArray[np.int64], offsets: NDArray[np.int64], pixels: NDArray[np.int64], *, where: str
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Turn alternating background / foreground counts into runs, after checking that they cover each mask exactly."""
-    if (counts < 0).any():
-        raise _malformed(where, "counts of 0 or more", int(counts.min()))
-    total = np.concatenate([[0], np.cumsum(counts)])
-    covered = total[offsets[1:]] - total[offsets[:-1]]
-    wrong = np.flatnonzero(covered != pixels)
-    if len(wrong):
-        raise _malformed(where, f"counts that sum to {pixels[wrong[0]]} (height x width)", int(covered[wrong[0]]))
-    per_code = np.diff(offsets)
-    ends = total[1:] - np.repeat(total[offsets[:-1]], per_code)
-    position = np.arange(len(counts)) - np.repeat(offsets[:-1], per_code)
-    foreground = (position % 2 == 1) & (counts > 0)
-    code_of_run = np.repeat(np.arange(len(per_code)), per_code)[foreground]
-    spans = np.stack([ends - counts, ends], axis=1)[foreground]
-    return _join_touching(spans, code_of_run, len(per_code))
-
-
-def _join_touching(
-    spans: NDArray[np.int64], code_of_run: NDArray[np.int64], num_codes: int
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Join runs that a background count of 0 had split, so that runs are the same for every spelling of a mask."""
-    touches = (spans[1:, 0] == spans[:-1, 1]) & (code_of_run[1:] == code_of_run[:-1])
-    if touches.any():
-        opens = np.concatenate([[True], ~touches])
-        closes = np.concatenate([~touches, [True]])
-        spans, code_of_run = np.stack([spans[opens, 0], spans[closes, 1]], axis=1), code_of_run[opens]
-    return spans, np.searchsorted(code_of_run, np.arange(num_codes + 1)).astype(np.int64)
-
-
-def _pack(counts: NDArray[np.int64]) -> str:
-    """Pack counts as a COCO string: the inverse of `_unpack`."""
-    values = counts.astype(np.int64)
-    values[3:] -= counts[1:-2]
-    chars = np.zeros((len(values), _MAX_CHARS_PER_COUNT), dtype=np.uint8)
-    used = np.zeros(chars.shape, dtype=bool)
-    pending = np.ones(len(values), dtype=bool)
-    for place in range(_MAX_CHARS_PER_COUNT):
-        low = values & 0x1F
-        values = values >> 5
-        done = values == np.where(low & 0x10, -1, 0)  # what is left is only the sign that `low` already shows
-        chars[:, place] = low + np.where(done, 0, 0x20) + 48
-        used[:, place] = pending
-        pending &= ~done
-    return chars[used].tobytes().decode()
