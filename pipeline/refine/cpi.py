@@ -4,13 +4,15 @@ Eq: SemiRES/cpi-u, SemiRES/cpi-o
 """
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.refine.interface import Refined, TeacherMasks, check_choice, check_number
-from pipeline.refine.library import MatchSettings, Overlaps, ProposalReader, refine_from_library
+from pipeline.refine.library import MatchSettings, ProposalReader, refine_from_library
+from pipeline.refine.matching import AcceptRule, Overlaps
 
 CpiCases = Literal["both", "under", "over"]
 """CPI | CPI-U | CPI-O. The best row of SemiRES' Table 1 is "under"."""
@@ -67,12 +69,12 @@ class CpiRefiner:
     ) -> Refined:
         """Match every mask against the library; see `Refiner.refine`."""
 
-        def rule(overlaps: Overlaps) -> NDArray[np.int64]:
-            return accept_cpi(
-                overlaps,
-                cases=self.cases,
-                under_threshold=self.under_threshold,
-                over_threshold=self.over_threshold,
-            )
-
-        return refine_from_library(self.proposals.read(image_id), masks, rule, settings=self.settings)
+        accept = partial(
+            accept_cpi,
+            cases=self.cases,
+            under_threshold=self.under_threshold,
+            over_threshold=self.over_threshold,
+        )
+        # Each proposal is judged alone, so the rule itself says from favourable numbers whom it may accept.
+        rule = AcceptRule(accept=accept, may_accept=accept)
+        return refine_from_library(self.proposals.read_masks(image_id), masks, rule, settings=self.settings)

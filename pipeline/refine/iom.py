@@ -4,12 +4,14 @@ Eq: SemiRES/iom
 """
 
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.refine.interface import Refined, TeacherMasks, check_number
-from pipeline.refine.library import MatchSettings, Overlaps, ProposalReader, refine_from_library
+from pipeline.refine.library import MatchSettings, ProposalReader, refine_from_library
+from pipeline.refine.matching import AcceptRule, Overlaps
 
 
 def accept_iom(overlaps: Overlaps, *, iou_threshold: float = 0.5) -> NDArray[np.int64]:
@@ -25,12 +27,19 @@ def accept_iom(overlaps: Overlaps, *, iou_threshold: float = 0.5) -> NDArray[np.
     Returns:
         [0] or [1] int64, the index of the accepted proposal.
     """
-    if len(overlaps.intersection) == 0:
-        return np.zeros(0, dtype=np.int64)
+    iou = _iou(overlaps)
+    best = iou.argmax() if len(iou) else 0
+    return np.flatnonzero(iou[best : best + 1] > iou_threshold) + best
+
+
+def above_threshold(overlaps: Overlaps, *, iou_threshold: float = 0.5) -> NDArray[np.int64]:
+    """[C] int64 rising indices of the candidates of :func:`accept_iom`, of which it takes the best."""
+    return np.flatnonzero(_iou(overlaps) > iou_threshold)
+
+
+def _iou(overlaps: Overlaps) -> NDArray[np.float64]:
     union = overlaps.mask_area + overlaps.proposal_area - overlaps.intersection
-    iou = overlaps.intersection / union  # Eq: SemiRES/iom; union >= mask_area > 0
-    best = np.argmax(iou)
-    return np.array([best] if iou[best] > iou_threshold else [], dtype=np.int64)
+    return np.asarray(overlaps.intersection / union)  # Eq: SemiRES/iom; union >= mask_area > 0
 
 
 @dataclass(frozen=True)
@@ -50,7 +59,8 @@ class IomRefiner:
     ) -> Refined:
         """Match every mask against the library; see `Refiner.refine`."""
 
-        def rule(overlaps: Overlaps) -> NDArray[np.int64]:
-            return accept_iom(overlaps, iou_threshold=self.iou_threshold)
-
-        return refine_from_library(self.proposals.read(image_id), masks, rule, settings=self.settings)
+        rule = AcceptRule(
+            accept=partial(accept_iom, iou_threshold=self.iou_threshold),
+            may_accept=partial(above_threshold, iou_threshold=self.iou_threshold),
+        )
+        return refine_from_library(self.proposals.read_masks(image_id), masks, rule, settings=self.settings)

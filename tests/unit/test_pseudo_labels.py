@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from data_schemas.proposals import Proposal
 from pipeline.distill.self_similarity import View
 from pipeline.errors import ConfigError
+from pipeline.masks.library import MaskLibrary
 from pipeline.masks.rle import encode
 from pipeline.models.pseudo_labels import (
     PseudoLabelFilter,
@@ -226,11 +226,8 @@ class Library:
         self.masks = canonical_blocks()
         self.masks[1, 2:20, 3:30] = True
 
-    def read(self, image_id):
-        return [
-            Proposal(encode(m)["counts"], *CANONICAL, int(m.sum()), (0.0, 0.0, 1.0, 1.0), 0.9, 0.9, (1.0, 1.0))
-            for m in self.masks
-        ]
+    def read_masks(self, image_id):
+        return MaskLibrary.from_rles([encode(mask) for mask in self.masks], size_hw=CANONICAL)
 
 
 @pytest.mark.parametrize("name", ["iom", "cpi", "cpi_u", "cpi_o"])

@@ -3,14 +3,14 @@
 import numpy as np
 import pytest
 
-from data_schemas.proposals import Proposal
 from pipeline.errors import ConfigError, InputError, PipelineError
 from pipeline.masks import rle
+from pipeline.masks.library import MaskLibrary
 from pipeline.refine.build import REFINER_NAMES, build_refiner
 from pipeline.refine.cpi import accept_cpi
 from pipeline.refine.interface import TeacherMasks
 from pipeline.refine.iom import accept_iom
-from pipeline.refine.library import Overlaps
+from pipeline.refine.matching import Overlaps
 from tests.fakes import FakeSam
 
 LIBRARY_REFINERS = ("iom", "cpi", "cpi_u", "cpi_o")
@@ -22,15 +22,11 @@ class FakeLibrary:
     def __init__(self, masks_by_image):
         self.masks_by_image = masks_by_image
 
-    def read(self, image_id):
+    def read_masks(self, image_id):
         if image_id not in self.masks_by_image:
             raise PipelineError(f"no proposals for image {image_id}")
-        return [proposal_of(mask) for mask in self.masks_by_image[image_id]]
-
-
-def proposal_of(mask):
-    code = rle.encode(mask)
-    return Proposal(code["counts"], *code["size"], rle.area(code), rle.bbox_xywh(code), 0.9, 0.97, (0.5, 0.5))
+        masks = np.asarray(self.masks_by_image[image_id])
+        return MaskLibrary.from_rles(rle.encode_many(masks), size_hw=masks.shape[1:])
 
 
 def teacher_of(masks, visible=None, confidence=0.9):
@@ -51,7 +47,10 @@ def random_blobs(rng, count, height=24, width=30):
     return blobs
 
 
-def build(name, proposals=(), **settings):
+NOTHING = np.zeros((0, 24, 30), dtype=bool)
+
+
+def build(name, proposals=NOTHING, **settings):
     return build_refiner(name, proposals=FakeLibrary({1: proposals}), sam=FakeSam(), **settings)
 
 
@@ -122,7 +121,7 @@ class TestRefinerContract:
 
     def test_no_proposals(self, name):
         teacher, _ = self.case(0)
-        refined = refine(build(name, ()), teacher, flat_image(teacher))
+        refined = refine(build(name, NOTHING), teacher, flat_image(teacher))
         if name != "points":
             np.testing.assert_array_equal(refined.masks, teacher.masks)
             assert "matched" not in refined.outcomes
@@ -362,9 +361,9 @@ def test_two_hundred_proposals_at_full_hd(name):
     """No clock: it is enough that this size is an ordinary unit test (a dense loop would decode 400 MB)."""
     spans = [np.array([[start * 5000, start * 5000 + 40_000]]) for start in range(200)]
     codes = [rle.from_runs(span, height=1080, width=1920) for span in spans]
-    library = [Proposal(code["counts"], 1080, 1920, 40_000, (0, 0, 1, 1), 0.9, 0.97, (0, 0)) for code in codes]
+    library = MaskLibrary.from_rles(codes, size_hw=(1080, 1920))
     mask = rle.dense(np.array([[100_000, 140_000]]), height=1080, width=1920)
-    refiner = build_refiner(name, proposals=type("Library", (), {"read": lambda self, image_id: library})())
+    refiner = build_refiner(name, proposals=type("Library", (), {"read_masks": lambda self, image_id: library})())
     refined = refine(refiner, teacher_of([mask]))
     # Starts lie 5000 apart: shares of 1, 7/8 and 3/4 pass 0.7, IoU is best for the equal one.
     reach = 0 if name == "iom" else 10_000

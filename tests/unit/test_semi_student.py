@@ -13,9 +13,9 @@ from mmengine.structures import InstanceData
 from PIL import Image
 from toy_models import MEAN, NUM_CLASSES, STD, blocks, build_detector, detector_config, preprocessor_config, sample_of
 
-from data_schemas.proposals import Proposal
 from pipeline.data.arp import Sample
 from pipeline.errors import ConfigError
+from pipeline.masks.library import MaskLibrary
 from pipeline.masks.rle import encode
 from pipeline.models import semi_student
 from pipeline.models.pseudo_labels import TeacherQueries
@@ -101,13 +101,10 @@ def gradients(model, loss):
 class Library:
     """Proposals: the image and its halves."""
 
-    def read(self, image_id):
+    def read_masks(self, image_id):
         left = np.zeros((SIZE, SIZE), bool)
         left[:, :32] = True
-        return [
-            Proposal(encode(m)["counts"], SIZE, SIZE, int(m.sum()), (0.0, 0.0, 1.0, 1.0), 0.9, 0.9, (1.0, 1.0))
-            for m in (left, ~left, left | True)
-        ]
+        return MaskLibrary.from_rles([encode(m) for m in (left, ~left, left | True)], size_hw=(SIZE, SIZE))
 
 
 @pytest.fixture
