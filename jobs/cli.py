@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from functools import partial
 from importlib import import_module
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, Literal, NoReturn
 
 import typer
 
@@ -160,6 +160,47 @@ def split(
     if (percent is None) == (names is None):
         raise typer.BadParameter("give exactly one of --percent and --names")
     _run("split", locals())
+
+
+@_command("export-proposals")
+def export_proposals(
+    store: Annotated[str, typer.Argument(metavar="STORE", help="A finished proposal library.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="The JSON file to write; for sa1b the folder.")],
+    format: Annotated[
+        Literal["coco-results", "sa1b"], typer.Option(help="One COCO results list, or a JSON file for each image.")
+    ],
+    category_id: Annotated[int, typer.Option(help="Of all masks; coco-results only.")] = 1,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")] = False,
+) -> None:
+    """Write a proposal library in a form that other tools read.
+
+    coco-results: score is the predicted IoU; stability and prompt are lost. sa1b: the public form of SA-1B, with
+    everything; crop_box is the whole image. Sorted by image id and score; the same library gives the same bytes.
+    """
+    _run("export_proposals", locals())
+
+
+@_command("import-proposals")
+def import_proposals(
+    source: Annotated[
+        Path, typer.Argument(metavar="SOURCE", help="A COCO results file, or a folder of SA-1B's JSON files.")
+    ],
+    store: Annotated[str, typer.Argument(metavar="STORE", help="Where the library is to be: folder or address.")],
+    images: Annotated[Path, typer.Option(help="The images that the masks are of: a COCO file, or their folder.")],
+    image_root: Annotated[Path | None, typer.Option(help="Folder of the images [default: beside the file].")] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace the library that is there, once SOURCE is found sound.")
+    ] = False,
+) -> None:
+    """Make a proposal library of masks from elsewhere; configs name its store like any other.
+
+    Everything is checked before anything is written: run lengths, sizes, scores (0 to 1), repeated masks, images that
+    the set does not have. COCO results are told by image_id, SA-1B's files by file_name. Area and box are those of the
+    mask, whatever is stated (differences are counted); masks without a pixel are left out; images without masks get
+    none. COCO results have no stability (0 is stored) and no prompt (-1, -1). A file of any size is read in pieces.
+    Run it again after an interruption: only what is missing is imported.
+    """
+    _run("import_proposals", locals())
 
 
 @_command("demo")

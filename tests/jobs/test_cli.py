@@ -28,6 +28,8 @@ VERBS = (
     "pseudo-label",
     "evaluate",
     "split",
+    "export-proposals",
+    "import-proposals",
     "demo",
     "doctor",
 )
