@@ -138,8 +138,9 @@ class LocalFiles(StoreFiles):
     def delete(self, path: str) -> None:
         """See the base class."""
         file = self.root / path
+        # Also where it is gone already: who removed it may not have come to this.
         with _explained(self.name(path)), contextlib.suppress(FileNotFoundError):
-            file.unlink()
+            file.unlink(missing_ok=True)
             _fsync_folder(file.parent)
 
     def sizes(self) -> dict[str, int]:
