@@ -2,19 +2,21 @@
 
 ``manifest.json`` is one :class:`Manifest`; it changes only when a part is added. ``records/<shard id>.json`` is one
 :class:`ShardRecord`, written after the data of its shard: no record, no shard. Both carry a checksum of themselves.
+The images of a part are in a file of their own (``image_list.py``), which the part names with its checksum.
 """
 
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from typing import Any, Literal
 
 from data_schemas.proposals import PROPOSAL_VERSION
 from data_schemas.pseudo_labels import PSEUDO_LABEL_VERSION
 from data_schemas.similarity import SIMILARITY_VERSION, SimilarityLayout
 
-MANIFEST_VERSION = 1
+MANIFEST_VERSION = 2
 Kind = Literal["proposals", "similarity", "pseudo_labels"]
 SCHEMA_VERSIONS: dict[str, int] = {
     "proposals": PROPOSAL_VERSION,
@@ -138,23 +140,27 @@ class StorePart:
     """The plan of one kind of artefact in a store."""
 
     identity: StoreIdentity
-    images: tuple[ImageKey, ...]
-    """By rising id; the position of an image is its row in the Zarr arrays."""
+    num_images: int
+    images_digest: str
+    """Of ids, names and sizes (``ImageList.digest``): tells lists apart without reading them."""
     images_per_shard: int
     shard_ids: tuple[str, ...]
     layout: SimilarityLayout | None
     files: tuple[FileEntry, ...]
-    """Files made before the fan-out: the Zarr metadata."""
+    """Files made before the fan-out: the list of images, the Zarr metadata."""
     library_versions: Mapping[str, str]
 
+    @cached_property
+    def fingerprint(self) -> str:
+        """sha256 (hex) of what decides which image is where; equal only for the same plan."""
+        return digest([self.identity.kind, self.images_digest, self.images_per_shard, list(self.shard_ids)])
+
     def to_json(self) -> dict[str, object]:
-        """As plain JSON values; images as one list for each column."""
+        """As plain JSON values."""
         return {
             "identity": self.identity.to_json(),
-            "images": {
-                name: [getattr(image, name) for image in self.images]
-                for name in ("image_id", "file_name", "height", "width")
-            },
+            "num_images": self.num_images,
+            "images_digest": self.images_digest,
             "images_per_shard": self.images_per_shard,
             "shard_ids": list(self.shard_ids),
             "layout": self.layout.to_json() if self.layout else None,
@@ -165,10 +171,10 @@ class StorePart:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "StorePart":
         """The reverse of :meth:`to_json`; raises KeyError, TypeError or ValueError."""
-        columns = [data["images"][name] for name in ("image_id", "file_name", "height", "width")]
         return cls(
             identity=StoreIdentity(**data["identity"]),
-            images=tuple(ImageKey(*row) for row in zip(*columns, strict=True)),
+            num_images=data["num_images"],
+            images_digest=data["images_digest"],
             images_per_shard=data["images_per_shard"],
             shard_ids=tuple(data["shard_ids"]),
             layout=SimilarityLayout.from_json(data["layout"]) if data["layout"] else None,

@@ -16,7 +16,6 @@ from pipeline.scenes.contact_sheet import OUTLINE_COLOURS, draw_outlines
 from pipeline.stores.files import open_files
 from pipeline.stores.pseudo_label_store import read_pseudo_labels
 from pipeline.stores.shards import read_manifest, read_records
-from pipeline.stores.writer import plans_of
 
 Pixels = NDArray[np.uint8]
 _HEADER, _GAP, _SCALE = 22, 4, 1
@@ -26,8 +25,7 @@ def read_labels(folder: Path) -> dict[int, list[PseudoLabel]]:
     """Rows of a finished pseudo-label run by image id."""
     files = open_files(folder)
     manifest = read_manifest(files)
-    plans = plans_of(manifest.parts["pseudo_labels"]) if manifest else ()
-    records = read_records(files, [plan.shard_id for plan in plans])
+    records = read_records(files, manifest.parts["pseudo_labels"].shard_ids if manifest else ())
     labels: dict[int, list[PseudoLabel]] = {}
     for label in read_pseudo_labels(files, [record for record in records.values() if isinstance(record, ShardRecord)]):
         labels.setdefault(label.image_id, []).append(label)

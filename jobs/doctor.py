@@ -156,7 +156,7 @@ def _check_store(store: str, *, repair: bool) -> None:
     lines = [f"{damage.file}: {damage.kind}: expected {damage.expected}, got {damage.got}" for damage in damages]
     if repair:
         removed = drop_damaged(store, damages)
-        print("\n".join([*lines, f"note  store {store}: {len(removed)} records removed; run precompute-sam again"]))
+        print("\n".join([*lines, f"note  store {store}: {len(removed)} files removed; run precompute-sam again"]))
         return
     raise StoreDamagedError(
         f"{len(damages)} files of the store are damaged",

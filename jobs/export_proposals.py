@@ -33,7 +33,8 @@ def run(store: str, out: Path, *, format: Format, category_id: int = 1, overwrit
         InputError: No library, an unfinished one, or ``out`` is in the way.
         StoreDamagedError: A file of the library is damaged.
     """
-    planned = StoreIndex.open(store, "proposals").part.images
+    listed = StoreIndex.open(store, "proposals").images
+    planned = listed.between(0, len(listed))
     library = ProposalStore.open(store)
     ids, set_aside = set(library.image_ids()), library.quarantined()
     images = sorted((image for image in planned if image.image_id in ids), key=lambda image: image.image_id)

@@ -27,17 +27,17 @@ def refuse_other_images(uri: str, kind: Kind, images: Iterable[ImageKey]) -> Sto
     Raises:
         InputError: no store, or no such artefact in it.
         StoreMismatchError: a store of other images.
-        StoreDamagedError: its manifest or a record is damaged.
+        StoreDamagedError: its manifest, its list of images or a record is damaged.
     """
-    part, asked = StoreIndex.open(uri, kind).part, list(images)
-    stored = {image.image_id: image for image in part.images}
+    index, asked = StoreIndex.open(uri, kind), list(images)
+    stored = index.images
     other = [image for image in asked if stored.get(image.image_id) != image]
     if other:
         raise StoreMismatchError(
             f"the {kind} of this store are not of these images",
             where=uri,
             expected=f"image {other[0].image_id}: {other[0].file_name}, {other[0].height} x {other[0].width}",
-            got=f"{stored.get(other[0].image_id, 'no such image')}; {len(other)} of {len(asked)} images differ",
+            got=f"{stored.get(other[0].image_id) or 'no such image'}; {len(other)} of {len(asked)} images differ",
             fix="run precompute-sam on these images, and name its store",
         )
-    return part
+    return index.part

@@ -184,7 +184,7 @@ def _check_store(uri: str, kind: Any, images: CocoSet | None, *, has_all: bool =
         StoreIndex.open(uri, kind)
         return
     part = refuse_other_images(uri, kind, image_keys(images.images))
-    is_same = has_all and kind == "similarity" and len(part.images) == len(images.images)
+    is_same = has_all and kind == "similarity" and part.num_images == len(images.images)
     if is_same and part.identity.dataset_fingerprint != images.fingerprint:
         raise StoreMismatchError(
             "the similarity targets were made from other annotations of these images",

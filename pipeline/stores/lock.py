@@ -42,6 +42,7 @@ class StoreLock:
         self.path = lease_path(name)
         self._file_lock = self._make_file_lock(name)
         self._stop = threading.Event()
+        self._writing = threading.Lock()
         self._beating: threading.Thread | None = None
         self._beat = 0
 
@@ -77,6 +78,19 @@ class StoreLock:
         self._beating.start()
         return self
 
+    def bar_workers(self) -> bool:
+        """Change the token, so that no worker publishes from now on; whether the lock was still held."""
+        with self._writing:
+            if not self.is_held():
+                return False
+            self.token = uuid.uuid4().hex
+            self.files.write(self.path, self._lease())
+        return True
+
+    def is_held(self) -> bool:
+        """Whether nobody has taken the lock over."""
+        return bool(_token_of(self._read()) == self.token)
+
     def release(self) -> None:
         """Give it back; a lease that someone took over is left to them."""
         if self._beating:
@@ -85,7 +99,7 @@ class StoreLock:
             self._beating = None
             # A store that cannot be reached any more must not hide the error that ended the work.
             with contextlib.suppress(Exception):
-                if _token_of(self._read()) == self.token:
+                if self.is_held():
                     self.files.delete(self.path)
         self._unlock_file()
 
@@ -142,8 +156,8 @@ class StoreLock:
     def _keep_alive(self) -> None:
         while not self._stop.wait(self.lease_seconds / 6):
             # A missed beat is no reason to die: the tasks' token check decides.
-            with contextlib.suppress(Exception):
-                if _token_of(self._read()) != self.token:
+            with contextlib.suppress(Exception), self._writing:
+                if not self.is_held():
                     return
                 self.files.write(self.path, self._lease())
 

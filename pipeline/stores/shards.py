@@ -4,7 +4,7 @@ A shard's id is a hash of everything that decides its content, so a record found
 itself: no other inputs could have made it.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
@@ -19,6 +19,7 @@ from pipeline.stores.lock import check_token
 MANIFEST = "manifest.json"
 SIMILARITY_ARRAYS = {"points_xy": 3, "point_kind": 2, "similarity": 4}
 """Name -> dimensions of the Zarr arrays."""
+_RECORDS_AT_ONCE = 256
 _PACKAGES = ("numpy", "pyarrow", "zarr", "numcodecs", "torch", "SAM-2", "RF-SAM-2", "pycocotools")
 
 
@@ -104,11 +105,26 @@ def record_path(name: str) -> str:
     return f"records/{name}.json"
 
 
+def image_list_path(kind: str) -> str:
+    """Where the images of a part are listed."""
+    return f"plan/{kind}.parquet"
+
+
+def index_path(kind: str) -> str:
+    """Where the records of a part lie together; what is there is never older than a record."""
+    return f"index/{kind}.arrows"
+
+
 def data_paths(kind: Kind, plan: ShardPlan) -> tuple[str, ...]:
     """The data files of a shard."""
+    return shard_paths(kind, plan.index, plan.shard_id)
+
+
+def shard_paths(kind: Kind, index: int, name: str) -> tuple[str, ...]:
+    """The data files of shard number ``index``, called ``name``."""
     if kind != "similarity":
-        return (f"{kind}/{plan.shard_id}.parquet",)
-    return tuple(array_shard_path(name, plan.index) for name in SIMILARITY_ARRAYS)
+        return (f"{kind}/{name}.parquet",)
+    return tuple(array_shard_path(array, index) for array in SIMILARITY_ARRAYS)
 
 
 def array_shard_path(name: str, index: int) -> str:
@@ -138,6 +154,8 @@ def publish(task: ShardTask, files: Sequence[tuple[FileEntry, bytes]], outcomes:
     )
     store = open_files(task.uri)
     _check_holder(store, task)
+    # Before any record changes, so that an index that is there says what the records say, whoever is killed when.
+    store.delete(index_path(task.kind))
     # A shard done again must not stand for a moment under its old record.
     store.delete(record_path(task.plan.shard_id))
     for entry, data in files:
@@ -170,7 +188,7 @@ def read_manifest(files: StoreFiles) -> Manifest | None:
         return Manifest.from_bytes(data)
     except ValueError as error:
         raise StoreDamagedError(
-            "the manifest of the store is damaged",
+            "the manifest of the store is damaged, or of another version",
             where=files.name(MANIFEST),
             expected="the JSON that precompute-sam wrote",
             got=str(error),
@@ -180,14 +198,25 @@ def read_manifest(files: StoreFiles) -> Manifest | None:
 
 def read_records(files: StoreFiles, shard_ids: Iterable[str]) -> dict[str, ShardRecord | ValueError]:
     """Shard id -> its record, or what is wrong with it; shards without one are left out."""
-    names = {record_path(name): name for name in shard_ids}
-    records: dict[str, ShardRecord | ValueError] = {}
-    for path, data in files.read_many(names).items():
+    return dict(iterate_records(files, shard_ids))
+
+
+def iterate_records(files: StoreFiles, shard_ids: Iterable[str]) -> Iterator[tuple[str, ShardRecord | ValueError]]:
+    """As :func:`read_records`, in the order given, a few hundred at a time: records are large once they are objects."""
+    names = list(shard_ids)
+    for start in range(0, len(names), _RECORDS_AT_ONCE):
+        yield from _some_records(files, names[start : start + _RECORDS_AT_ONCE])
+
+
+def _some_records(files: StoreFiles, shard_ids: Sequence[str]) -> Iterator[tuple[str, ShardRecord | ValueError]]:
+    found = files.read_many(record_path(name) for name in shard_ids)
+    for name in shard_ids:
+        if (data := found.get(record_path(name))) is None:
+            continue
         try:
-            records[names[path]] = ShardRecord.from_bytes(data)
+            yield name, ShardRecord.from_bytes(data)
         except ValueError as error:
-            records[names[path]] = error
-    return records
+            yield name, error
 
 
 @lru_cache(maxsize=1)

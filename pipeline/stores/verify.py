@@ -1,15 +1,16 @@
 """Look at every byte of a store, and forget what is damaged so that the next run makes it again."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from data_schemas.manifest import FileEntry, ShardRecord, StorePart
+from data_schemas.manifest import SCHEMA_VERSIONS, FileEntry, ShardRecord, StorePart
 from pipeline.errors import InputError, StoreDamagedError
+from pipeline.stores.consolidated import index_of_records, read_images, read_index
 from pipeline.stores.files import StoreFiles, open_files
 from pipeline.stores.lock import StoreLock
-from pipeline.stores.shards import MANIFEST, ShardPlan, data_paths, read_manifest, read_records, record_path
-from pipeline.stores.writer import plans_of
+from pipeline.stores.shards import MANIFEST, index_path, iterate_records, read_manifest, record_path, shard_paths
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,7 @@ class Damage:
     file: str
     """Relative to the store."""
     kind: str
-    """``missing``, ``size``, ``checksum``, ``record``, ``manifest``."""
+    """``missing``, ``size``, ``checksum``, ``record``, ``index``, ``manifest``."""
     expected: str
     got: str
     shard_id: str = ""
@@ -27,7 +28,7 @@ class Damage:
 
 
 def verify(uri: str | Path) -> list[Damage]:
-    """Check manifest, Zarr metadata, records and every data file against their checksums and counts.
+    """Check manifest, image lists, Zarr metadata, records, every data file and the indices against each other.
 
     A shard without a record is unfinished, not damaged; ``StoreWriter.missing`` lists those.
 
@@ -48,7 +49,8 @@ def verify(uri: str | Path) -> list[Damage]:
 
 
 def drop_damaged(uri: str | Path, damages: Sequence[Damage], *, lock_timeout: float = 0.0) -> list[str]:
-    """Remove the records of damaged shards, and a damaged manifest, so that ``precompute-sam`` redoes only those.
+    """Remove the records of damaged shards, a damaged manifest and damaged indices, so that the next run of the command
+    that made the store redoes only those; it also writes damaged image lists and Zarr metadata anew.
 
     Safe because ids of shards are hashes of their inputs: a new manifest finds again only what belongs to it.
 
@@ -58,16 +60,21 @@ def drop_damaged(uri: str | Path, damages: Sequence[Damage], *, lock_timeout: fl
         lock_timeout: Seconds to wait for a job that is writing the store.
 
     Returns:
-        The files that were removed.
+        The files that were removed: indices first, as with every change of records.
 
     Raises:
         StoreBusyError: A job is writing the store.
     """
     files = open_files(uri)
-    removed = sorted(
-        {record_path(d.shard_id) for d in damages if d.shard_id} | {d.file for d in damages if d.file == MANIFEST}
-    )
-    with StoreLock(files, "proposals").acquire(lock_timeout), StoreLock(files, "similarity").acquire(lock_timeout):
+    indices = [index_path(kind) for kind in SCHEMA_VERSIONS]
+    records = sorted({record_path(d.shard_id) for d in damages if d.shard_id})
+    named = {damage.file for damage in damages}
+    with ExitStack() as locks:
+        for kind in SCHEMA_VERSIONS:
+            locks.enter_context(StoreLock(files, kind).acquire(lock_timeout))
+        there = files.read_many(indices)
+        removed = [path for path in indices if path in there and (records or path in named)]
+        removed += [*records, *({MANIFEST} & named)]
         for path in removed:
             files.delete(path)
     return removed
@@ -76,28 +83,43 @@ def drop_damaged(uri: str | Path, damages: Sequence[Damage], *, lock_timeout: fl
 def _part_damages(files: StoreFiles, part: StorePart) -> Iterator[Damage]:
     for entry in part.files:
         yield from _file_damages(files, entry, "")
-    records = read_records(files, part.shard_ids)
-    for plan in plans_of(part):
-        record = records.get(plan.shard_id)
-        if isinstance(record, ValueError):
-            path = record_path(plan.shard_id)
-            yield Damage(path, "record", "the JSON that was written", str(record), plan.shard_id)
-        elif record is not None:
-            yield from _shard_damages(files, plan, record)
+    try:
+        image_ids = read_images(files, part).image_ids
+    except StoreDamagedError:
+        image_ids = None  # named above; the shards are checked without it
+    numbers, size = {shard_id: number for number, shard_id in enumerate(part.shard_ids)}, part.images_per_shard
+    is_sound = image_ids is not None
+    for shard_id, record in iterate_records(files, part.shard_ids):
+        number = numbers[shard_id]
+        ids = None if image_ids is None else image_ids[number * size : (number + 1) * size].tolist()
+        if isinstance(record, ShardRecord) and _describes(record, shard_paths(record.kind, number, shard_id), ids):
+            for entry in record.files:
+                yield from _file_damages(files, entry, shard_id)
+        else:
+            is_sound = False
+            yield _record_damage(record, shard_id, ids)
+    yield from _index_damages(files, part, are_records_sound=is_sound)
 
 
-def _shard_damages(files: StoreFiles, plan: ShardPlan, record: ShardRecord) -> Iterator[Damage]:
-    wanted = [image.image_id for image in plan.images]
-    given = [outcome.image_id for outcome in record.outcomes]
-    paths = [entry.path for entry in record.files]
-    if given != wanted or paths != list(data_paths(record.kind, plan)):
-        path = record_path(plan.shard_id)
-        yield Damage(
-            path, "record", f"images {wanted[:4]} ...", f"images {given[:4]} ..., files {paths}", plan.shard_id
-        )
-        return
-    for entry in record.files:
-        yield from _file_damages(files, entry, plan.shard_id)
+def _describes(record: ShardRecord, paths: Sequence[str], ids: Sequence[int] | None) -> bool:
+    is_of_images = ids is None or [outcome.image_id for outcome in record.outcomes] == ids
+    return is_of_images and [entry.path for entry in record.files] == list(paths)
+
+
+def _record_damage(record: ShardRecord | ValueError, shard_id: str, ids: Sequence[int] | None) -> Damage:
+    path = record_path(shard_id)
+    if isinstance(record, ValueError):
+        return Damage(path, "record", "the JSON that was written", str(record), shard_id)
+    got = f"images {[o.image_id for o in record.outcomes[:4]]} ..., files {[entry.path for entry in record.files]}"
+    return Damage(path, "record", f"images {list(ids or ())[:4]} ...", got, shard_id)
+
+
+def _index_damages(files: StoreFiles, part: StorePart, *, are_records_sound: bool) -> Iterator[Damage]:
+    found, path = read_index(files, part), index_path(part.identity.kind)
+    if isinstance(found, ValueError):
+        yield Damage(path, "index", "the index of this part", str(found))
+    elif found is not None and are_records_sound and found != index_of_records(files, part):
+        yield Damage(path, "index", "what the records say", "other shards, images or files")
 
 
 def _file_damages(files: StoreFiles, entry: FileEntry, shard_id: str) -> Iterator[Damage]:

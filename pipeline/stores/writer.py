@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 
+from data_schemas.image_list import ImageList
 from data_schemas.manifest import (
     SCHEMA_VERSIONS,
     FileEntry,
@@ -14,11 +15,11 @@ from data_schemas.manifest import (
     ShardRecord,
     StoreIdentity,
     StorePart,
-    digest,
     identity_differences,
 )
 from data_schemas.similarity import SimilarityLayout
 from pipeline.errors import InputError, StoreMismatchError
+from pipeline.stores.consolidated import publish_index
 from pipeline.stores.files import StoreFiles, open_files
 from pipeline.stores.lock import LEASE_SECONDS, StoreLock
 from pipeline.stores.shards import (
@@ -27,6 +28,8 @@ from pipeline.stores.shards import (
     ShardTask,
     Work,
     data_paths,
+    image_list_path,
+    index_path,
     is_done,
     layout_json,
     library_versions,
@@ -34,6 +37,7 @@ from pipeline.stores.shards import (
     read_manifest,
     read_records,
     record_path,
+    shard_paths,
 )
 
 _MANIFEST_WAIT_SECONDS = 2 * LEASE_SECONDS
@@ -126,8 +130,11 @@ class StoreWriter:
         return [record for record in records if isinstance(record, ShardRecord)]
 
     def close(self) -> None:
-        """Give the lock back."""
-        self._lock.release()
+        """Put the records together in one index, for readers, and give the lock back."""
+        try:
+            publish_index(self.files, self.part, self._lock)
+        finally:
+            self._lock.release()
 
     def __enter__(self) -> "StoreWriter":
         """The writer itself."""
@@ -136,8 +143,11 @@ class StoreWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Close."""
-        self.close()
+        """Close; after an error only the lock is given back, and readers take the records one by one."""
+        if error is None:
+            self.close()
+        else:
+            self._lock.release()
 
 
 def preview(
@@ -172,26 +182,21 @@ def remove_part(uri: str | Path, kind: str, *, lock_timeout: float = 0.0) -> Non
         return
     part = manifest.parts[kind]
     with StoreLock(files, kind).acquire(lock_timeout), StoreLock(files, "manifest").acquire(_MANIFEST_WAIT_SECONDS):
+        files.delete(index_path(kind))
         # Records first: a reader then says "not computed", never "damaged".
-        for plan in plans_of(part):
-            files.delete(record_path(plan.shard_id))
-        for path in [path for plan in plans_of(part) for path in data_paths(part.identity.kind, plan)]:
-            files.delete(path)
-        for entry in part.files:
-            files.delete(entry.path)
+        for shard_id in part.shard_ids:
+            files.delete(record_path(shard_id))
+        for number, shard_id in enumerate(part.shard_ids):
+            for path in shard_paths(part.identity.kind, number, shard_id):
+                files.delete(path)
         left = {name: other for name, other in manifest.parts.items() if name != kind}
         if left:
             files.write(MANIFEST, Manifest(left).to_bytes())
         else:
             files.delete(MANIFEST)
-
-
-def plans_of(part: StorePart) -> tuple[ShardPlan, ...]:
-    """The shards of a stored plan, with the ids that the manifest states."""
-    size = part.images_per_shard
-    return tuple(
-        ShardPlan(i, shard_id, part.images[i * size : (i + 1) * size]) for i, shard_id in enumerate(part.shard_ids)
-    )
+        # Last, because a plan whose list of images is missing is damaged.
+        for entry in part.files:
+            files.delete(entry.path)
 
 
 def count_images(part: StorePart, records: Sequence[ShardRecord]) -> StoreCounts:
@@ -199,7 +204,7 @@ def count_images(part: StorePart, records: Sequence[ShardRecord]) -> StoreCounts
     outcomes = [outcome for record in records for outcome in record.outcomes]
     bad = Counter(f"{o.stage}: {o.reason}" for o in outcomes if o.status == "quarantined")
     return StoreCounts(
-        images_planned=len(part.images),
+        images_planned=part.num_images,
         images_ok=len(outcomes) - bad.total(),
         images_quarantined=bad.total(),
         rows=sum(record.rows for record in records),
@@ -219,10 +224,17 @@ def _plan(
     if (layout is not None) != (identity.kind == "similarity"):
         raise InputError("a layout is for the similarity kind, and needed there", got=f"{identity.kind}, {layout}")
     plans = plan_shards(identity, images, images_per_shard=images_per_shard, layout=layout)
-    static = _static_files(layout, num_images=len(images), images_per_shard=images_per_shard)
+    try:
+        listed = ImageList.of([image for plan in plans for image in plan.images])
+    except ValueError as error:
+        raise InputError("images that cannot be listed", got=error, fix="correct their ids in the COCO file") from error
+    made = [(image_list_path(identity.kind), listed.to_parquet())]
+    made += _array_metadata(layout, num_images=len(images), images_per_shard=images_per_shard)
+    static = [(FileEntry.of(path, data), data) for path, data in made]
     part = StorePart(
         identity=identity,
-        images=tuple(image for plan in plans for image in plan.images),
+        num_images=len(listed),
+        images_digest=listed.digest,
         images_per_shard=images_per_shard,
         shard_ids=tuple(plan.shard_id for plan in plans),
         layout=layout,
@@ -232,35 +244,32 @@ def _plan(
     return plans, part, static
 
 
-def _static_files(
+def _array_metadata(
     layout: SimilarityLayout | None, *, num_images: int, images_per_shard: int
-) -> list[tuple[FileEntry, bytes]]:
+) -> list[tuple[str, bytes]]:
     if layout is None:
         return []
     from pipeline.stores.similarity_arrays import metadata_files
 
-    made = metadata_files(layout, num_images=num_images, images_per_shard=images_per_shard)
-    return [(FileEntry.of(path, data), data) for path, data in made]
+    return list(metadata_files(layout, num_images=num_images, images_per_shard=images_per_shard))
 
 
 def _join(files: StoreFiles, part: StorePart, static: list[tuple[FileEntry, bytes]]) -> StorePart:
-    """Write the manifest part, or take the one that is there; Zarr metadata exists before any worker starts."""
+    """Write the manifest part, or take the one that is there; its static files exist before any worker starts."""
     manifest = read_manifest(files) or Manifest({})
     _refuse_other_parts(files, manifest, part)
     stored = manifest.parts.get(part.identity.kind)
-    # Another zarr version may format its JSON otherwise: then what is there stays what it is.
-    trusted = {entry.path: entry.sha256 for entry in (stored or part).files}
+    trusted = {entry.path: entry for entry in (stored or part).files}
     present = files.read_many(trusted)
     for entry, data in static:
-        is_intact = (
-            entry.path in present and FileEntry.of(entry.path, present[entry.path]).sha256 == trusted[entry.path]
-        )
-        if not is_intact and trusted[entry.path] == entry.sha256:
+        # Other versions of zarr and pyarrow write other bytes: what is there and sound stays what it is.
+        if entry.path not in present or FileEntry.of(entry.path, present[entry.path]) != trusted[entry.path]:
             files.write(entry.path, data)
-    if stored is not None:
-        return stored
-    files.write(MANIFEST, Manifest({**manifest.parts, part.identity.kind: part}).to_bytes())
-    return part
+            trusted[entry.path] = entry
+    joined = replace(stored or part, files=tuple(trusted.values()))
+    if joined != stored:
+        files.write(MANIFEST, Manifest({**manifest.parts, part.identity.kind: joined}).to_bytes())
+    return joined
 
 
 def _refuse_other_parts(files: StoreFiles, manifest: Manifest | None, part: StorePart) -> None:
@@ -284,14 +293,13 @@ def _part_differences(stored: StorePart, wanted: StorePart) -> list[tuple[str, o
     ]
     if stored.images_per_shard != wanted.images_per_shard:
         differences.append(("images_per_shard", stored.images_per_shard, wanted.images_per_shard))
-    if stored.images != wanted.images:
+    if stored.images_digest != wanted.images_digest:
         differences.append(("images", _describe_images(stored), _describe_images(wanted)))
     return differences
 
 
 def _describe_images(part: StorePart) -> str:
-    keys = [[image.image_id, image.file_name, image.height, image.width] for image in part.images]
-    return f"{len(keys)} images, list {digest(keys)[:8]}"
+    return f"{part.num_images} images, list {part.images_digest[:8]}"
 
 
 def mismatch(

@@ -168,6 +168,7 @@ def test_an_unfinished_library_is_not_exported(store, tmp_path):
     part = tmp_path / "part"
     shutil.copytree(store, part)
     next(iter(sorted((part / "records").iterdir()))).unlink()
+    shutil.rmtree(part / "index")
     with pytest.raises(InputError, match="not finished"):
         export(str(part), tmp_path, "sa1b")
 
@@ -437,4 +438,5 @@ def test_the_commands_have_the_documented_exit_codes(store, data, tmp_path, caps
     assert err.startswith("error: no masks to import")
     record = sorted((new / "records").iterdir())[0]
     record.write_bytes(b"{}")
+    (new / "index/proposals.arrows").unlink()  # it has a sound copy of the record
     assert run_cli("export-proposals", new, tmp_path / "x.json", "--format", "coco-results") == 5

@@ -2,7 +2,7 @@ import dataclasses
 import json
 
 import pytest
-from toy_stores import IMAGES, LAYOUT, make_identity
+from toy_stores import LAYOUT, make_identity
 
 from data_schemas.manifest import (
     FileEntry,
@@ -22,7 +22,7 @@ RECORD = ShardRecord(
     (ImageOutcome(3, "ok", rows=5, retries=1), ImageOutcome.quarantined(5, stage="decode", reason="truncated")),
     {"numpy": "2"},
 )
-PART = StorePart(make_identity("similarity"), IMAGES, 3, ("a", "b", "c"), LAYOUT, RECORD.files, {"zarr": "3"})
+PART = StorePart(make_identity("similarity"), 7, "e" * 64, 3, ("a", "b", "c"), LAYOUT, RECORD.files, {"zarr": "3"})
 
 
 def test_records_and_manifests_survive_a_round_trip():
@@ -54,15 +54,27 @@ def test_a_record_that_lies_about_its_rows_is_refused():
         ShardRecord.from_bytes(seal({**values, "rows": 6}))
 
 
-@pytest.mark.parametrize("data", [b"", b"{", b"[]", b"{}", b"\xff\xfe", seal({"manifest_version": 1})])
+@pytest.mark.parametrize("data", [b"", b"{", b"[]", b"{}", b"\xff\xfe", seal({"manifest_version": 2})])
 def test_what_is_no_manifest(data):
     with pytest.raises(ValueError):  # noqa: PT011
         Manifest.from_bytes(data)
 
 
 def test_another_manifest_version_is_named():
-    with pytest.raises(ValueError, match="version 99, this program reads 1"):
+    with pytest.raises(ValueError, match="version 99, this program reads 2"):
         Manifest.from_bytes(seal({"manifest_version": 99, "parts": {}}))
+
+
+def test_a_fingerprint_tells_plans_apart_and_nothing_else():
+    same = dataclasses.replace(PART, files=(), library_versions={})
+    others = [
+        dataclasses.replace(PART, images_digest="f" * 64),
+        dataclasses.replace(PART, images_per_shard=4),
+        dataclasses.replace(PART, shard_ids=("a", "b", "d")),
+        dataclasses.replace(PART, identity=make_identity("pseudo_labels")),
+    ]
+    assert same.fingerprint == PART.fingerprint
+    assert len({PART.fingerprint, *(other.fingerprint for other in others)}) == 5
 
 
 def test_sealed_values_do_not_depend_on_key_order():

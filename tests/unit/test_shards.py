@@ -222,7 +222,7 @@ def as_lists(read):
 
 
 def data_file(files):
-    return sorted(path for path in files.sizes() if path.endswith(".parquet") or "/similarity/c/" in path)[0]
+    return sorted(path for path in files.sizes() if path.startswith("proposals/") or "/similarity/c/" in path)[0]
 
 
 def test_removing_a_part_leaves_the_other_and_foreign_files(tmp_path):

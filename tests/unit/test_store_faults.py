@@ -1,15 +1,14 @@
 """Killed writers, two writers, rotten bits: what is left is always a store, and running again makes it whole."""
 
-import io
+import itertools
 import json
-import multiprocessing
 import os
 import resource
 import signal
 import time
-from pathlib import Path
 
 import pytest
+from killing import STEPS, die_at, fork_server, run
 from toy_stores import IMAGES, commit, contents, fill, make_identity, open_writer
 
 from pipeline.errors import EnvironmentProblemError, InputError, StoreDamagedError
@@ -20,63 +19,13 @@ from pipeline.stores.similarity_store import SimilarityStore
 from pipeline.stores.verify import drop_damaged, verify
 
 KINDS = ["proposals", "similarity"]
-STEPS = {"write": (1, 5, 9), "fsync": (6, 17, 28), "replace": (1, 4, 7), "unlink": (1, 4, 5)}
-"""A writer touches the disk only through these; a kill lands at such a call (numbers: early, in the middle, late)."""
+MOMENTS = {"write": (1, 6, 11), "fsync": (6, 17, 31), "replace": (1, 5, 9), "unlink": (1, 5, 9)}
+"""Calls at which a kill lands: early, in the middle, and late, when the index is written and the lock given back."""
 
 
 @pytest.fixture(scope="module")
 def spawner():
-    """Processes forked from a server without threads that has the heavy imports done."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["toy_stores"])
-    return context
-
-
-def run(context, function, *arguments):
-    process = context.Process(target=function, args=arguments)
-    process.start()
-    process.join(60)
-    assert process.exitcode is not None
-    return process.exitcode
-
-
-def fill_and_die(root, kind, step, when):
-    """Fill a store; SIGKILL oneself at the ``when``-th call of a step that touches the disk."""
-    left = when
-
-    def is_last():
-        nonlocal left
-        left -= 1
-        return left < 0
-
-    def dying(real):
-        def call(*arguments, **options):
-            if is_last():
-                os.kill(os.getpid(), signal.SIGKILL)
-            return real(*arguments, **options)
-
-        return call
-
-    class HalfWriter(io.FileIO):
-        """A file whose process ends when half of the bytes are there."""
-
-        def write(self, data):
-            if is_last():
-                super().write(data[: len(data) // 2])
-                os.kill(os.getpid(), signal.SIGKILL)
-            return super().write(data)
-
-    def open_half(path, mode="r", *arguments, **options):
-        return HalfWriter(path, mode) if "w" in mode else real_open(path, mode, *arguments, **options)
-
-    real_open = Path.open
-    if step == "write":
-        Path.open = open_half
-    elif step == "unlink":
-        Path.unlink = dying(Path.unlink)
-    else:
-        setattr(os, step, dying(getattr(os, step)))
-    fill(root, kind)
+    return fork_server()
 
 
 @pytest.fixture(scope="module")
@@ -94,11 +43,13 @@ def uninterrupted(tmp_path_factory):
 @pytest.mark.parametrize("moments", ["few", pytest.param("all", marks=pytest.mark.slow)])
 def test_a_writer_killed_anywhere_is_made_good_by_running_again(tmp_path, spawner, uninterrupted, kind, step, moments):
     num_killed, left_to_do = 0, set()
-    for when in STEPS[step] if moments == "few" else range(40):
+    for when in MOMENTS[step] if moments == "few" else itertools.count():
         root = tmp_path / str(when)
-        code = run(spawner, fill_and_die, root, kind, step, when)
+        code = run(spawner, die_at, step, when, fill, root, kind)
         assert code in (0, -signal.SIGKILL)
-        num_killed += code != 0
+        if code == 0:
+            break
+        num_killed += 1
         if (root / "manifest.json").exists():
             assert verify(root) == []  # whatever a record speaks of is whole
             store = (ProposalStore if kind == "proposals" else SimilarityStore).open(root)
@@ -201,6 +152,7 @@ def files_of(root):
 @pytest.mark.parametrize("fault", ["flip", "cut", "delete"])
 def test_any_damaged_file_is_found_dropped_and_redone(tmp_path, uninterrupted, kind, fault):
     fill(tmp_path, kind)
+    index = f"index/{kind}.arrows"
     for path in files_of(tmp_path):
         name = path.relative_to(tmp_path).as_posix()
         whole = path.read_bytes()
@@ -213,15 +165,17 @@ def test_any_damaged_file_is_found_dropped_and_redone(tmp_path, uninterrupted, k
         if fault == "delete" and name == "manifest.json":
             with pytest.raises(InputError, match="no store"):
                 verify(tmp_path)
-        elif fault == "delete" and name.startswith("records/"):
-            assert verify(tmp_path) == []  # unfinished, not damaged
+        elif fault == "delete" and name == index:
+            assert verify(tmp_path) == []  # the records say the same
         else:
             damages = verify(tmp_path)
-            assert [damage.file for damage in damages] == [name]
-            assert drop_damaged(tmp_path, damages) != [] or name.endswith("zarr.json")
-        is_shard = name.startswith("records/") or "/c/" in name or name.endswith(".parquet")
+            # A shard without a record is unfinished, not damaged, but the index speaks of it.
+            found = index if fault == "delete" and name.startswith("records/") else name
+            assert [damage.file for damage in damages] == [found]
+            assert drop_damaged(tmp_path, damages) != [] or name.endswith("zarr.json") or name.startswith("plan/")
+        is_shard = name.startswith(("records/", "proposals/")) or "/c/" in name
         # A shard of which neither record nor data is left is new again.
-        again = "redo 0, new 1" if fault == "delete" and path.suffix == ".parquet" else "redo 1, new 0"
+        again = "redo 0, new 1" if fault == "delete" and name.startswith("proposals/") else "redo 1, new 0"
         assert fill(tmp_path, kind) == (f"skipped 2, {again}" if is_shard else "skipped 3, redo 0, new 0")
         assert contents(tmp_path) == uninterrupted[kind]
         assert verify(tmp_path) == []
@@ -240,14 +194,17 @@ def test_verify_says_what_was_expected_and_found(tmp_path):
     assert set(found) == {"checksum", "missing", "size"}
     assert found["size"].got == f"{rows.stat().st_size} bytes"
     assert found["checksum"].expected != found["checksum"].got
-    assert len({damage.shard_id for damage in found.values()}) == 1
-    assert len(drop_damaged(tmp_path, list(found.values()))) == 1
+    (shard_id,) = {damage.shard_id for damage in found.values()}
+    removed = drop_damaged(tmp_path, list(found.values()))
+    assert removed == ["index/similarity.arrows", f"records/{shard_id}.json"]
 
 
 def test_a_damaged_manifest_or_record_is_named_by_readers_and_writers(tmp_path):
     fill(tmp_path)
     record = next((tmp_path / "records").iterdir())
     flip(record, 60)
+    assert len(ProposalStore.open(tmp_path).image_ids()) == 6  # the index has a sound copy of it
+    (tmp_path / "index/proposals.arrows").unlink()
     with pytest.raises(StoreDamagedError, match=record.name) as caught:
         ProposalStore.open(tmp_path)
     assert caught.value.exit_code == 5
