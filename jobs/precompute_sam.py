@@ -1,56 +1,27 @@
 """``precompute-sam``: list the missing shards, run the stages, publish, count."""
 
-import shutil
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+import time
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 from mmengine.config import Config
 
-from data_schemas.manifest import SCHEMA_VERSIONS, ImageKey, Kind, StoreIdentity
-from data_schemas.similarity import SimilarityLayout
 from jobs.config_files import load_config
+from jobs.precompute_plan import StorePlan, duration, expected_seconds, plan_store, preview_store, print_dry_run
 from jobs.progress import Progress
 from jobs.ray_runner import LOCAL, run_sharded
 from jobs.settings import PrecomputeSettings, known_keys, load_settings
 from jobs.stages import STAGES, MakeBackend, ShardJob, ShardReport, build_sam
-from jobs.store_checks import image_keys
-from pipeline.data.coco import CocoSet, check_image_files, load_images, make_coco, subset
+from pipeline.data.coco import CocoSet, check_image_files, load_images, subset
 from pipeline.data.splits import load_split
-from pipeline.errors import ConfigError, InputError, TooManyQuarantinedError
-from pipeline.masks.rle import Rle
-from pipeline.sam.interface import SamBackend
+from pipeline.errors import InputError, TooManyQuarantinedError
 from pipeline.stores.files import open_files
-from pipeline.stores.shards import ShardTask, Work
-from pipeline.stores.writer import StoreCounts, StoreWriter, preview, remove_part
+from pipeline.stores.shards import ShardTask
+from pipeline.stores.writer import StoreCounts, StoreWriter, remove_part
 
 RESOLVED_CONFIG = "precompute_sam.py"
-_PROPOSAL_BYTES = 20_000
-"""Of one image, Parquet, zstd: a rule of thumb for --dry-run (60 proposals of about 300 bytes)."""
-
-
-@dataclass(frozen=True)
-class StorePlan:
-    """One kind of artefact: of which images, and what a store of it must be."""
-
-    identity: StoreIdentity
-    images: tuple[ImageKey, ...]
-    layout: SimilarityLayout | None
-    objects: Mapping[int, tuple[Rle, ...]]
-    """Image id -> masks of the ground truth; similarity only."""
-
-    @property
-    def kind(self) -> Kind:
-        """Of the artefact."""
-        return self.identity.kind
-
-    @property
-    def bytes_per_image(self) -> int:
-        """Roughly, on disk; similarity rows hardly compress."""
-        if self.layout is None:
-            return _PROPOSAL_BYTES
-        return self.layout.num_points * (self.layout.grid_hw[0] * self.layout.grid_hw[1] + 9)
 
 
 def run(
@@ -105,21 +76,25 @@ def precompute(
     is_local = ray_address == LOCAL
     # The driver of a cluster may have no GPU, and needs only the SAM's digest and grid.
     backend = make_backend(settings.sam if is_local else replace(settings.sam, device="cpu", precision="fp32"))
-    plans = [_plan(kind, settings, coco, labelled, backend) for kind in settings.targets]
+    plans = [plan_store(kind, settings, coco, labelled, backend) for kind in settings.targets]
     if dry_run:
-        _print_dry_run(plans, settings, overwrite=overwrite)
+        print_dry_run(plans, settings, overwrite=overwrite)
         return
     if overwrite:
         for plan in plans:
             remove_part(settings.store, plan.kind)
-    works = [_preview(plan, settings) for plan in plans]
+    works = [preview_store(plan, settings) for plan in plans]
     if any(work.tasks for work in works):
         # Before anything is written: a wrong image_root is found in seconds and leaves no store of failures.
         check_image_files(coco, max_broken_share=settings.max_broken_share)
     for_stages = (lambda _: backend) if is_local else make_backend
+    expected, started = expected_seconds(plans, works, settings), time.monotonic()
     totals = [_fill(plan, settings, coco, for_stages, ray_address) for plan in plans]
     if config is not None:
         open_files(settings.store).write(RESOLVED_CONFIG, config.pretty_text.encode())
+    if any(work.tasks for work in works):
+        estimated = f" (estimated: {duration(expected)})" if expected is not None else ""
+        print(f"time: {duration(time.monotonic() - started)}{estimated}")
     _report(plans, totals, settings)
 
 
@@ -143,42 +118,6 @@ def load_inputs(settings: PrecomputeSettings, *, limit: int | None = None) -> tu
         half = max((limit + 1) // 2, limit - len(others))
         coco = subset(coco, [*labelled[:half], *others[: limit - len(labelled[:half])]])
     return coco, subset(coco, chosen & set(coco.by_id))
-
-
-def _plan(kind: str, settings: PrecomputeSettings, coco: CocoSet, labelled: CocoSet, backend: SamBackend) -> StorePlan:
-    # Proposals do not depend on annotations: correcting one must not make a library useless.
-    chosen = labelled if kind == "similarity" else make_coco(coco.image_root, coco.images, (), ())
-    if not chosen.images:
-        raise ConfigError(
-            "similarity targets need labelled images",
-            where="split, targets",
-            got=f"no labelled image in {settings.split or settings.images}",
-            fix="name a split with --cfg-options split=FILE, or ask for targets=[proposals] alone",
-        )
-    layout = None
-    if kind == "similarity":
-        points = settings.similarity.num_inside + settings.similarity.num_uniform
-        layout = SimilarityLayout(points, backend.grid_hw, settings.similarity.rows_per_chunk)
-    identity = StoreIdentity(
-        kind="similarity" if kind == "similarity" else "proposals",
-        schema_version=SCHEMA_VERSIONS[kind],
-        dataset_fingerprint=chosen.fingerprint,
-        # The weights' digest tells files apart; where a file lies must not.
-        sam_name=Path(backend.name).name,
-        sam_sha256=backend.sha256,
-        settings=settings.identity_settings(kind),
-    )
-    images = image_keys(chosen.images)
-    objects = {
-        i: tuple(entry.rle for entry in entries if not entry.iscrowd) for i, entries in chosen.annotations.items()
-    }
-    return StorePlan(identity, images, layout, objects)
-
-
-def _preview(plan: StorePlan, settings: PrecomputeSettings) -> Work:
-    return preview(
-        settings.store, plan.identity, plan.images, images_per_shard=settings.images_per_shard, layout=plan.layout
-    )
 
 
 def _fill(
@@ -246,32 +185,3 @@ def _report(plans: Sequence[StorePlan], totals: Sequence[StoreCounts], settings:
                 got="; ".join(f"{number} x {reason}" for reason, number in counts.quarantined_by_reason.items()),
                 fix="mend the images and run again with --cfg-options retry_quarantined=True, or allow more",
             )
-
-
-def _print_dry_run(plans: Sequence[StorePlan], settings: PrecomputeSettings, *, overwrite: bool) -> None:
-    needed = 0
-    for plan in plans:
-        if overwrite:
-            shards, summary = -(-len(plan.images) // settings.images_per_shard), "all anew"
-            images = len(plan.images)
-        else:
-            work = _preview(plan, settings)
-            shards, summary = len(work.tasks), work.summary()
-            images = sum(len(task.plan.images) for task in work.tasks)
-        size = images * plan.bytes_per_image
-        needed += size
-        print(f"{plan.kind}: {shards} shards to compute ({summary}), {images} images, about {_megabytes(size)}")
-    print(f"store: {settings.store}, about {_megabytes(needed)} more{_free_disk(settings.store)}")
-    print("dry run: nothing was written")
-
-
-def _free_disk(store: str) -> str:
-    files = open_files(store)
-    if not files.is_local:
-        return ""
-    there = next(folder for folder in [Path(files.uri), *Path(files.uri).parents] if folder.exists())
-    return f", {_megabytes(shutil.disk_usage(there).free)} free"
-
-
-def _megabytes(size: int) -> str:
-    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"

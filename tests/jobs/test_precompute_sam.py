@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from jobs import precompute_plan
+from jobs.cost_model import Row, StageSeconds
 from jobs.precompute_sam import load_inputs, precompute
 from jobs.ray_runner import WorkerSettings
 from jobs.settings import PrecomputeSettings, SamSettings, SimilaritySettings
@@ -109,7 +111,43 @@ def test_dry_run_says_what_it_takes_and_writes_nothing(settings, capsys):
     assert "similarity: 3 shards to compute" in out
     assert "proposals: 4 shards to compute" in out
     assert " free" in out
+    assert "nobody measured fake on cpu in fp32 here yet" in out
     assert not Path(settings.store).exists()
+
+
+def measured(**changes):
+    row = Row(
+        sam="fake",
+        device="cpu",
+        precision="fp32",
+        threads=1,
+        images=10,
+        megapixels=24 * 32 / 1e6,
+        clicks=16,
+        candidates=9.0,
+        proposals=2.0,
+        bytes_per_proposal=100.0,
+        stages=StageSeconds(1.0, 2.0, 4.0, 8.0, 16.0, 32.0),
+        similarity_per_point=0.5,
+        peak_memory_bytes=3 * 10**9,
+        provenance={"machine": "a box"},
+    )
+    return replace(row, **changes)
+
+
+def test_dry_run_tells_hours_disk_and_memory_from_what_was_measured(settings, capsys, monkeypatch):
+    """7 images of the measured size and settings: 63 s each; 5 with targets of 8 rows: 1 + 2 + 4 s each."""
+    monkeypatch.setattr(precompute_plan, "load_table", lambda: [measured(sam="other"), measured()])
+    precompute(settings, make_backend=fake_sam, dry_run=True)
+    out = capsys.readouterr().out
+    assert "proposals: 4 shards to compute (skipped 0, redo 0, new 4), 7 images, about 7 min on one worker" in out
+    assert "5 images, about 35 s on one worker" in out
+    assert "memory: about 3.0 GB" in out
+    assert "a box" in out
+    precompute(settings, make_backend=fake_sam)
+    assert "(estimated: 8 min)" in capsys.readouterr().out
+    precompute(settings, make_backend=fake_sam)
+    assert "time:" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
