@@ -68,7 +68,8 @@ def publish_index(files: StoreFiles, part: StorePart, lock: StoreLock) -> None:
     Args:
         files: Of the store.
         part: With at least one finished shard, or else there will be no index.
-        lock: Of the job. Its token changes: no worker that is still about publishes after this.
+        lock: Of the job. Its token changes: no worker that is still about publishes after this, but for one that had
+            just looked at the token for the last time; ``verify`` names an index that misses its record.
     """
     if not lock.bar_workers() or isinstance(read_index(files, part), ShardIndex):
         return
