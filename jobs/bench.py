@@ -6,10 +6,9 @@ same. The two are timed in turn within one process, so that a busy machine slows
 
 import argparse
 import json
-import statistics
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,46 +17,26 @@ from typing import Any
 
 import torch
 
-from jobs import bench_cases
+from jobs import bench_generators, bench_matching, bench_ray, bench_stores, bench_targets
+from jobs.bench_cases import Case, Timing
 from jobs.training import provenance
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, EnvironmentProblemError
 
 RESULTS = Path(__file__).parents[1] / "docs/results/bench.jsonl"
 
 
-@dataclass(frozen=True)
-class Timing:
-    """What rounds of a case took, in seconds a call."""
-
-    ours: Sequence[float]
-    other: Sequence[float]
-
-    @property
-    def ratios(self) -> list[float]:
-        """How many times longer the other way took, round by round."""
-        return [other / ours for ours, other in zip(self.ours, self.other, strict=True)]
-
-    def to_json(self) -> dict[str, Any]:
-        """Medians, and the quartiles of the ratio."""
-        low, middle, high = quartiles(self.ratios)
-        return {
-            "ours_ms": 1e3 * statistics.median(self.ours),
-            "other_ms": 1e3 * statistics.median(self.other),
-            "ratio": middle,
-            "ratio_quartiles": [low, high],
-            "rounds": len(self.ours),
-        }
+BENCHES: dict[str, Callable[[Path], Iterable[Case]]] = {
+    **bench_generators.BENCHES,
+    **bench_targets.BENCHES,
+    "ray_overhead": bench_ray.ray_overhead,
+    "match_1x200_1080p": bench_matching.match_1x200_1080p,
+    "library_read": bench_matching.library_read,
+    "store_open_1e6": bench_stores.store_open_1e6,
+}
+"""By name; each builds its cases, in a folder that is deleted afterwards."""
 
 
-def quartiles(values: Sequence[float]) -> tuple[float, float, float]:
-    """First quartile, median, third quartile; of a single value, that value thrice."""
-    if len(values) == 1:
-        return values[0], values[0], values[0]
-    low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
-    return low, middle, high
-
-
-def compare(case: bench_cases.Case, *, rounds: int, clock: Callable[[], float] = time.perf_counter) -> Timing:
+def compare(case: Case, *, rounds: int, clock: Callable[[], float] = time.perf_counter) -> Timing:
     """Check that both ways agree, then time them in turn.
 
     Args:
@@ -85,7 +64,7 @@ class Line:
     """One line of the results."""
 
     name: str
-    case: bench_cases.Case
+    case: Case
     timing: Timing
     machine: Mapping[str, Any] = field(default_factory=dict)
 
@@ -118,7 +97,7 @@ class Line:
 def main() -> None:
     """Parse the command line, run the cases, append their lines."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(bench_cases.BENCHES)}; default: all")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(BENCHES)}; default: all")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--threads", type=int, default=1, help="of torch")
     parser.add_argument("--out", type=Path, default=RESULTS, help="a .jsonl file; lines are appended")
@@ -138,19 +117,29 @@ def main() -> None:
     args.out.parent.mkdir(parents=True, exist_ok=True)
     for name in names:
         with TemporaryDirectory() as scratch:
-            for case in bench_cases.BENCHES[name](Path(scratch)):
-                line = Line(name, case, compare(case, rounds=args.rounds), machine)
-                print(line.text(), flush=True)
-                with args.out.open("a") as file:
-                    file.write(json.dumps(line.to_json()) + "\n")
+            try:
+                run(name, Path(scratch), args.out, rounds=args.rounds, machine=machine)
+            except EnvironmentProblemError as error:
+                if args.names:
+                    sys.exit(str(error))
+                print(f"{name}: left out: {error.what}", flush=True)
+
+
+def run(name: str, scratch: Path, out: Path, *, rounds: int, machine: Mapping[str, Any]) -> None:
+    """Time the cases of one bench, tell and append each line as it comes."""
+    for case in BENCHES[name](scratch):
+        line = Line(name, case, case.timing or compare(case, rounds=rounds), machine)
+        print(line.text(), flush=True)
+        with out.open("a") as file:
+            file.write(json.dumps(line.to_json()) + "\n")
 
 
 def chosen(names: Sequence[str]) -> list[str]:
     """The benches asked for, all if none is; ConfigError for an unknown one."""
-    unknown = [name for name in names if name not in bench_cases.BENCHES]
+    unknown = [name for name in names if name not in BENCHES]
     if unknown:
-        raise ConfigError("no such bench", expected=f"one of {', '.join(bench_cases.BENCHES)}", got=unknown[0])
-    return list(names) or list(bench_cases.BENCHES)
+        raise ConfigError("no such bench", expected=f"one of {', '.join(BENCHES)}", got=unknown[0])
+    return list(names) or list(BENCHES)
 
 
 if __name__ == "__main__":

@@ -76,7 +76,7 @@ def library_read(scratch: Path, *, num_images: int = 5_000) -> list[Case]:
     """The proposals of one image by id, from a library of 5,000 images, every time another image."""
     side = 192
     store = write_library(scratch / "store", num_images=num_images, proposals_per_image=30, side=side)
-    files = sorted((scratch / "store").rglob("*.parquet"))
+    files = sorted((scratch / "store/proposals").glob("*.parquet"))
     reader = ProposalStore.open(store)
     order = np.random.default_rng(1).permutation(num_images).tolist()
     for image_id in order:  # the footers: a training reads every shard's once

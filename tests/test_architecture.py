@@ -27,7 +27,7 @@ LAYERS: list[tuple[str, ...]] = [
 
 SOLE_IMPORTERS: dict[str, set[str]] = {
     "ray": {"jobs/ray_runner.py", "jobs/ray_training.py"},
-    "sam2": {"pipeline/sam/sam2_backend.py", "jobs/bench_cases.py"},
+    "sam2": {"pipeline/sam/sam2_backend.py", "jobs/stock_generator.py"},
     "pycocotools": {"pipeline/masks/rle.py", "pipeline/evaluation/coco_ap.py"},
 }
 """Library -> the only files that may import it."""

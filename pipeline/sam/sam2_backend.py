@@ -313,9 +313,14 @@ def _locate(name_or_path: str, config: str | None) -> tuple[Path, Path, str | No
     return path, _architecture(published), HUB_CHECKPOINTS[published].sha256
 
 
+def published_architecture(name: str) -> Path:
+    """The YAML of a published geometry, one of the names of :data:`HUB_CHECKPOINTS`."""
+    return Path(str(files("sam2") / HUB_CHECKPOINTS[name].config))
+
+
 def _architecture(name_or_path: str) -> Path:
     if name_or_path == SCENES_NANO:
         return Path(str(files("pipeline") / "assets" / "scenes_nano.yaml"))
     if name_or_path in HUB_CHECKPOINTS:
-        return Path(str(files("sam2") / HUB_CHECKPOINTS[name_or_path].config))
+        return published_architecture(name_or_path)
     return Path(name_or_path)

@@ -2,14 +2,19 @@
 
 import json
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
-from jobs import bench, bench_cases
-from jobs.bench import Line, Timing, chosen, compare, quartiles
-from jobs.bench_cases import Case, blob, write_library
-from pipeline.errors import ConfigError
+from jobs import bench, bench_generators, bench_targets
+from jobs.bench import BENCHES, Line, chosen, compare
+from jobs.bench_cases import Case, Timing, blob, quartiles, write_library
+from jobs.bench_ray import plain_run, ray_run, warm_seconds, write_images
+from pipeline.errors import ConfigError, EnvironmentProblemError
+from pipeline.sam.sam2_backend import build_backend
+from pipeline.sam.segment_everything import GeneratorSettings
 from pipeline.stores.proposal_store import ProposalStore
 
 
@@ -63,14 +68,14 @@ def test_a_line_holds_medians_sizes_and_machine():
 
 
 def test_an_unknown_bench_is_refused_by_name():
-    assert chosen([]) == list(bench_cases.BENCHES)
+    assert chosen([]) == list(BENCHES)
     with pytest.raises(ConfigError, match="generator_cpu_nano") as caught:
         chosen(["generator"])
     assert "generator" in str(caught.value)
 
 
 def test_lines_are_appended(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(bench_cases, "BENCHES", {"toy": lambda folder: [case(lambda: 1, lambda: 1)]})
+    monkeypatch.setattr(bench, "BENCHES", {"toy": lambda folder: [case(lambda: 1, lambda: 1)]})
     monkeypatch.setattr(sys, "argv", ["bench", "--rounds", "2", "--out", str(tmp_path / "deep/bench.jsonl")])
     bench.main()
     bench.main()
@@ -97,8 +102,67 @@ def test_the_synthetic_library_can_be_read(tmp_path):
     assert {len(store.read(k)) for k in range(5)} == {4}
 
 
-def test_the_embedded_sam_bench_compares_equal_masks(tmp_path):
-    built = bench_cases.BENCHES["generator_cpu_nano"](tmp_path)
-    assert [each.sizes["clicks"] for each in built] == [256, 256]
-    timing = compare(built[0], rounds=1)  # raises unless 99 % of the masks are the stock generator's
+def test_what_is_timed_already_is_not_timed_again(tmp_path, monkeypatch):
+    timed = replace(case(None, None), timing=Timing([0.5, 0.5], [1.0, 2.0]))
+    monkeypatch.setattr(bench, "BENCHES", {"toy": lambda folder: [timed]})
+    bench.run("toy", tmp_path, tmp_path / "out.jsonl", rounds=9, machine={})
+    assert json.loads((tmp_path / "out.jsonl").read_text())["ratio"] == 3
+
+
+def test_a_bench_without_its_device_is_an_error_only_where_it_was_asked_for(tmp_path, monkeypatch, capsys):
+    def absent(folder):
+        raise EnvironmentProblemError("no such device")
+
+    monkeypatch.setattr(bench, "BENCHES", {"gpu": absent})
+    monkeypatch.setattr(sys, "argv", ["bench", "--out", str(tmp_path / "bench.jsonl")])
+    bench.main()
+    assert "gpu: left out: no such device" in capsys.readouterr().out
+    monkeypatch.setattr(sys, "argv", ["bench", "gpu", "--out", str(tmp_path / "bench.jsonl")])
+    with pytest.raises(SystemExit, match="no such device"):
+        bench.main()
+
+
+def test_the_gpu_bench_needs_a_gpu_and_says_so(tmp_path):
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU here")
+    with pytest.raises(EnvironmentProblemError, match="CUDA"):
+        BENCHES["generator_gpu_large"](tmp_path)
+
+
+def test_the_generator_benches_compare_equal_masks():
+    backend = build_backend("scenes-nano")
+    settings = GeneratorSettings(points_per_side=6, pred_iou_threshold=0.4, stability_score_threshold=0.5)
+    (one,) = bench_generators.generator_cases(
+        backend, bench_generators.scene((100, 140)), settings, points_per_batch=[16]
+    )
+    assert one.sizes == {"image": "100 x 140", "clicks": 36}
+    timing = compare(one, rounds=1)  # raises unless 99 % of the masks are the stock generator's
     assert min(*timing.ours, *timing.other) > 0
+
+
+def test_lenient_settings_leave_about_as_many_masks_as_asked_for():
+    backend = build_backend("scenes-nano")
+    image = bench_generators.scene((64, 64))
+    few = bench_generators.lenient_settings(backend, image, points_per_side=4, confident=0.1)
+    many = bench_generators.lenient_settings(backend, image, points_per_side=4, confident=0.9)
+    assert few.pred_iou_threshold > many.pred_iou_threshold
+
+
+def test_the_target_benches_compare_equal_rows(tmp_path):
+    backend = build_backend("scenes-nano")
+    compare(bench_targets.similarity_case(backend, bench_generators.scene((96, 96)), 5), rounds=1)
+    (read,) = bench_targets.similarity_read(tmp_path, num_images=3, grid=8)
+    assert read.sizes["bytes an image"] > 0
+    compare(read, rounds=2)
+
+
+def test_time_runs_from_when_every_worker_is_warm():
+    """Two workers, shards of 4: 3 shards after the first two, in 6 seconds."""
+    assert warm_seconds([10.0, 11.0, 13.0, 15.0, 17.0], 2) == 6 / 12
+
+
+@pytest.mark.slow
+def test_the_cluster_bench_runs_both_ways(tmp_path):
+    write_images(tmp_path / "images", 12)
+    assert ray_run(tmp_path / "images", 12, 1) > 0
+    assert plain_run(tmp_path / "images", 12, 2) > 0
