@@ -14,8 +14,9 @@ from jobs.bench_cases import Case
 from jobs.config_files import load_config
 from jobs.stock_generator import assert_same_masks, stock_generator
 from pipeline.errors import EnvironmentProblemError
+from pipeline.sam.generator_settings import GeneratorSettings
 from pipeline.sam.sam2_backend import Precision, Sam2Backend, build_backend, build_model, published_architecture
-from pipeline.sam.segment_everything import GeneratorSettings, point_grid, segment_everything
+from pipeline.sam.segment_everything import point_grid, segment_everything
 from pipeline.scenes.cache import draw_by_index
 from pipeline.scenes.render import SceneStyle
 

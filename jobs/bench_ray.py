@@ -22,7 +22,8 @@ from jobs.ray_runner import START, WorkerSettings, run_sharded
 from jobs.settings import PrecomputeSettings, SamSettings
 from jobs.stages import ProposalStage, ShardJob, build_sam
 from pipeline.images import read_image
-from pipeline.sam.segment_everything import GeneratorSettings, segment_everything
+from pipeline.sam.generator_settings import GeneratorSettings
+from pipeline.sam.segment_everything import segment_everything
 from pipeline.scenes.cache import draw_by_index
 from pipeline.scenes.render import SceneStyle
 from pipeline.stores.writer import StoreWriter

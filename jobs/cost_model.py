@@ -17,7 +17,7 @@ import torch
 
 from pipeline.errors import InputError
 from pipeline.sam.crops import crops_of
-from pipeline.sam.segment_everything import GeneratorSettings
+from pipeline.sam.generator_settings import GeneratorSettings
 
 TABLE = Path(__file__).with_name("stage_times.json")
 

@@ -18,9 +18,10 @@ from jobs.training import provenance
 from pipeline.data.coco import write_json
 from pipeline.evaluation.library_recall import LibraryRecall, library_recall
 from pipeline.masks import rle
+from pipeline.sam.generator_settings import GeneratorSettings
 from pipeline.sam.nano_training import click_quality
 from pipeline.sam.sam2_backend import Sam2Backend, build_backend
-from pipeline.sam.segment_everything import GeneratorSettings, segment_everything
+from pipeline.sam.segment_everything import segment_everything
 from pipeline.scenes.cache import SceneArrays, draw_arrays
 from pipeline.scenes.render import SceneStyle
 

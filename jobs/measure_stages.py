@@ -32,16 +32,10 @@ from pipeline.errors import PipelineError
 from pipeline.images import read_image, resolve_inside
 from pipeline.sam.crops import crops_of
 from pipeline.sam.decoder_features import similarity_targets
-from pipeline.sam.full_resolution import FullResolution
+from pipeline.sam.full_resolution import FullResolution, Measures
+from pipeline.sam.generator_settings import GeneratorSettings
 from pipeline.sam.interface import SamBackend
-from pipeline.sam.segment_everything import (
-    GeneratorSettings,
-    decode_grid,
-    distinct,
-    encode,
-    keep_stable,
-    point_grid,
-)
+from pipeline.sam.segment_everything import Candidates, decode_grid, distinct, encode, keep_stable, point_grid
 from pipeline.stores.proposal_store import commit_proposals
 from pipeline.stores.writer import StoreWriter
 
@@ -138,7 +132,8 @@ def segment_in_stages(
     with clock.stage("filter"):
         logits = parts[0].logits
         full = FullResolution((logits.shape[1], logits.shape[2]), embedding.size_hw, logits.device)
-        candidates, measures = keep_stable(full, parts, crop, settings)
+        kept = [keep_stable(full, part, crop, settings) for part in parts]
+        candidates, measures = Candidates.joined([c for c, _ in kept]), Measures.joined([m for _, m in kept])
         keep = distinct(measures.boxes_xyxy, candidates.predicted_iou, settings.box_nms_threshold)
     with clock.stage("encode_masks"):
         proposals = sorted(encode(full, candidates[keep], measures[keep], crop), key=proposal_order)

@@ -9,7 +9,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 from jobs.config_files import nearest
 from jobs.ray_runner import WorkerSettings
 from pipeline.errors import ConfigError
-from pipeline.sam.segment_everything import GeneratorSettings
+from pipeline.sam.generator_settings import GeneratorSettings
 
 T = TypeVar("T")
 
@@ -72,6 +72,8 @@ class PrecomputeSettings:
     proposals: GeneratorSettings = field(default_factory=GeneratorSettings)
     images_per_shard: int = 64
     """Images that are computed and published together; a kill loses at most these, for each worker."""
+    images_per_batch: int = 1
+    """Images that go through SAM's encoder together; memory and speed only."""
     max_broken_share: float = 0.01
     """Share of images that may be set aside before the command fails."""
     retries: int = 2
@@ -88,6 +90,7 @@ class PrecomputeSettings:
             for text, fits in {
                 f"targets = {self.targets}, expected some of {known}": self.targets and set(self.targets) <= {*known},
                 f"images_per_shard = {self.images_per_shard}, expected 1 or more": self.images_per_shard >= 1,
+                f"images_per_batch = {self.images_per_batch}, expected 1 or more": self.images_per_batch >= 1,
                 f"max_broken_share = {self.max_broken_share}, expected 0 to 1": 0 <= self.max_broken_share <= 1,
                 f"retries = {self.retries}, expected 0 or more": self.retries >= 0,
             }.items()

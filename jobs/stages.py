@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import islice
 from typing import Any, Generic, TypeVar
 
 import numpy as np
@@ -22,7 +23,7 @@ from pipeline.errors import ImageError, InputError, PipelineError
 from pipeline.images import read_image, resolve_inside
 from pipeline.masks import rle
 from pipeline.sam.decoder_features import sample_target_points, similarity_targets
-from pipeline.sam.interface import SamBackend
+from pipeline.sam.interface import ImageEmbedding, SamBackend
 from pipeline.sam.sam2_backend import build_backend
 from pipeline.sam.segment_everything import segment_everything
 from pipeline.stores.proposal_store import commit_proposals
@@ -93,10 +94,10 @@ class ProposalStage:
     def __call__(self, job: ShardJob, tell: Tell = lambda _: None) -> ShardReport:
         """Compute and publish one shard."""
 
-        def compute(_key: ImageKey, image: NDArray[np.uint8]) -> list[Proposal]:
-            return segment_everything(self.backend, image, self.settings.proposals)
+        def compute(_key: ImageKey, image: NDArray[np.uint8], embedding: ImageEmbedding) -> list[Proposal]:
+            return segment_everything(self.backend, image, self.settings.proposals, embedding=embedding)
 
-        done = compute_images(job, compute, retries=self.settings.retries, tell=tell)
+        done = compute_embedded(job, self.backend, compute, self.settings, tell)
         record = commit_proposals(job.task, done.results, done.quarantined, retries=done.retries)
         return ShardReport(record.shard_id, record.outcomes)
 
@@ -111,12 +112,13 @@ class SimilarityStage:
 
     def __call__(self, job: ShardJob, tell: Tell = lambda _: None) -> ShardReport:
         """Compute and publish one shard."""
-        compute = partial(self._targets, job)
-        done = compute_images(job, compute, retries=self.settings.retries, tell=tell)
+        done = compute_embedded(job, self.backend, partial(self._targets, job), self.settings, tell)
         record = commit_similarity(job.task, done.results, done.quarantined, retries=done.retries)
         return ShardReport(record.shard_id, record.outcomes)
 
-    def _targets(self, job: ShardJob, key: ImageKey, image: NDArray[np.uint8]) -> SimilarityTargets:
+    def _targets(
+        self, job: ShardJob, key: ImageKey, _image: NDArray[np.uint8], embedding: ImageEmbedding
+    ) -> SimilarityTargets:
         chosen = self.settings.similarity
         masks = [rle.decode(code) for code in job.objects.get(key.image_id, ())]
         points_xy, point_kind = sample_target_points(
@@ -127,7 +129,6 @@ class SimilarityStage:
             # Of the image alone, so that points do not depend on shards, workers or the order of work.
             rng=np.random.default_rng([chosen.seed, key.image_id]),
         )
-        embedding = self.backend.embed([image])[0]
         return similarity_targets(
             self.backend, embedding, points_xy, point_kind, prompts_per_batch=chosen.prompts_per_batch
         )
@@ -139,6 +140,29 @@ STAGES: dict[str, type[ProposalStage] | type[SimilarityStage]] = {
 }
 
 
+def compute_embedded(
+    job: ShardJob,
+    backend: SamBackend,
+    compute: Callable[[ImageKey, NDArray[np.uint8], ImageEmbedding], R],
+    settings: PrecomputeSettings,
+    tell: Tell,
+) -> Computed[R]:
+    """As :func:`compute_images`, with SAM's embedding of each image; several are embedded together where set so."""
+    ready: dict[int, ImageEmbedding] = {}
+
+    def embed(group: Mapping[int, NDArray[np.uint8]]) -> None:
+        ready.clear()
+        if len(group) > 1:
+            ready.update(zip(group, backend.embed(list(group.values())), strict=True))
+
+    def compute_one(key: ImageKey, image: NDArray[np.uint8]) -> R:
+        embedding = ready.pop(key.image_id, None)  # where it fails, the next try starts from the image
+        return compute(key, image, embedding if embedding is not None else backend.embed([image])[0])
+
+    batch = settings.images_per_batch if job.read_ahead else 1
+    return compute_images(job, compute_one, retries=settings.retries, tell=tell, batch=batch, prepare=embed)
+
+
 def compute_images(
     job: ShardJob,
     compute: Callable[[ImageKey, NDArray[np.uint8]], R],
@@ -146,6 +170,8 @@ def compute_images(
     retries: int,
     tell: Tell,
     stage: str = "sam",
+    batch: int = 1,
+    prepare: Callable[[Mapping[int, NDArray[np.uint8]]], None] = lambda _: None,
 ) -> Computed[R]:
     """Read and compute every image of a shard; one that fails is set aside, the others go on.
 
@@ -155,30 +181,38 @@ def compute_images(
         retries: Further tries for an image that fails for a reason other than itself.
         tell: Called as the turn of an image comes.
         stage: What is said to have failed where ``compute`` does.
+        batch: Images that are read before the first of them is computed.
+        prepare: Called with those, by id; where it fails, ``compute`` has to do without.
 
     Raises:
         PipelineError: Trouble that setting an image aside would not mend: no GPU, a damaged store.
     """
     results: dict[int, R] = {}
-    quarantined: list[ImageOutcome] = []
     retried: dict[int, int] = {}
-    for key in job.task.plan.images:
-        if key.image_id in job.poisoned:
-            reason = job.poisoned[key.image_id]
-            quarantined.append(ImageOutcome.quarantined(key.image_id, stage="worker", reason=reason, retries=retries))
-    for key, read in _read_in_turn(job):
-        tell(key.image_id)
-        try:
-            image = read()
-        except InputError as error:
-            quarantined.append(ImageOutcome.quarantined(key.image_id, stage="read", reason=_one_line(error)))
-            continue
-        result, failure, tries = _try(partial(compute, key, image), retries)
-        if failure is None:
-            results[key.image_id] = result
-            retried |= {key.image_id: tries} if tries else {}
-        else:
-            quarantined.append(ImageOutcome.quarantined(key.image_id, stage=stage, reason=failure, retries=tries))
+    quarantined = [
+        ImageOutcome.quarantined(key.image_id, stage="worker", reason=job.poisoned[key.image_id], retries=retries)
+        for key in job.task.plan.images
+        if key.image_id in job.poisoned
+    ]
+    turns = _read_in_turn(job)
+    while group := list(islice(turns, batch)):
+        tell(group[0][0].image_id)
+        images: dict[int, NDArray[np.uint8]] = {}
+        for key, read in group:
+            try:
+                images[key.image_id] = read()
+            except InputError as error:
+                quarantined.append(ImageOutcome.quarantined(key.image_id, stage="read", reason=_one_line(error)))
+        _try(partial(prepare, images), 0)
+        for key in [key for key, _ in group if key.image_id in images]:
+            if key is not group[0][0]:
+                tell(key.image_id)
+            result, failure, tries = _try(partial(compute, key, images.pop(key.image_id)), retries)
+            if failure is None:
+                results[key.image_id] = result
+                retried |= {key.image_id: tries} if tries else {}
+            else:
+                quarantined.append(ImageOutcome.quarantined(key.image_id, stage=stage, reason=failure, retries=tries))
     tell(None)
     return Computed(results, quarantined, retried)
 

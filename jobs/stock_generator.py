@@ -11,7 +11,7 @@ from sam2.automatic_mask_generator import SAM2AutomaticMaskGenerator
 
 from data_schemas.proposals import Proposal
 from pipeline.masks import rle
-from pipeline.sam.segment_everything import GeneratorSettings
+from pipeline.sam.generator_settings import GeneratorSettings
 
 _STRIDES = (4, 8, 16)
 _SAME_IOU, _SAME_SHARE = 0.999, 0.99
@@ -108,6 +108,24 @@ def stage_times(generator: SAM2AutomaticMaskGenerator) -> Iterator[dict[str, flo
     finally:
         for owner, name, function in before:
             setattr(owner, name, function)
+
+
+@contextmanager
+def watched_scores() -> Iterator[list[torch.Tensor]]:
+    """The scores of the candidates that go into the generator's NMS while the block runs, call by call."""
+    seen: list[torch.Tensor] = []
+    original = automatic_mask_generator.batched_nms
+
+    def watched(boxes: torch.Tensor, scores: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        seen.append(scores.detach().cpu())
+        kept: torch.Tensor = original(boxes, scores, *args, **kwargs)
+        return kept
+
+    automatic_mask_generator.batched_nms = watched
+    try:
+        yield seen
+    finally:
+        automatic_mask_generator.batched_nms = original
 
 
 def _synchronise() -> None:

@@ -7,7 +7,7 @@ and memory follow the length of the outlines: a 24-megapixel image needs hardly 
 full-resolution mask ever exists.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -38,6 +38,15 @@ class Measures:
         """A subset by index, bool mask or slice."""
         return Measures(self.stability_score[keep], self.boxes_xyxy[keep], self.nonempty[keep])
 
+    @classmethod
+    def joined(cls, parts: Sequence["Measures"]) -> "Measures":
+        """One or more, one after the other."""
+        return cls(
+            torch.cat([part.stability_score for part in parts]),
+            torch.cat([part.boxes_xyxy for part in parts]),
+            torch.cat([part.nonempty for part in parts]),
+        )
+
 
 class FullResolution:
     """Logits of one size, seen at one image size."""
@@ -63,12 +72,7 @@ class FullResolution:
             logits: [M, h, w] float32.
             offset: not negative.
         """
-        parts = [self._measure(part, offset) for part in self._split(logits)]
-        return Measures(
-            torch.cat([part.stability_score for part in parts]),
-            torch.cat([part.boxes_xyxy for part in parts]),
-            torch.cat([part.nonempty for part in parts]),
-        )
+        return Measures.joined([self._measure(part, offset) for part in self._split(logits)])
 
     def runs(self, logits: Tensor) -> tuple[Tensor, Tensor]:
         """Foreground runs, each within one column, of the masks that the upsampled logits have above 0.

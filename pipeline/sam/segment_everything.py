@@ -10,7 +10,7 @@ Memory beyond the SAM's own: one batch of clicks, the logits of the masks that p
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -21,69 +21,16 @@ from torch import Tensor
 from torchvision.ops import batched_nms
 
 from data_schemas.proposals import Proposal, proposal_order
-from pipeline.errors import ConfigError
 from pipeline.masks import rle
 from pipeline.masks.run_encoding import encode_runs
+from pipeline.sam.coarse_to_fine import spared
 from pipeline.sam.crops import Crop, crops_of, touches_inner_edge
 from pipeline.sam.full_resolution import FullResolution, Measures
+from pipeline.sam.generator_settings import GeneratorSettings
 from pipeline.sam.interface import ConfidentMasks, ImageEmbedding, SamBackend
 from pipeline.sam.small_regions import clean
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class GeneratorSettings:
-    """What becomes a proposal. Defaults are those of the reference."""
-
-    points_per_side: int = 32
-    points_per_batch: int = 64
-    """Clicks decoded together; memory only. Halved where a GPU's memory is not enough."""
-    pred_iou_threshold: float = 0.8
-    """Keep masks whose predicted IoU is above this; 0 or less keeps all."""
-    stability_score_threshold: float = 0.95
-    """Keep masks at least this stable; 0 or less keeps all."""
-    stability_score_offset: float = 1.0
-    """Logits are cut at plus and minus this for the stability score."""
-    box_nms_threshold: float = 0.7
-    """Of two masks whose boxes overlap by more than this IoU, the one with the lower score goes."""
-    crop_n_layers: int = 0
-    """Look again at crops of the image, 4 in the first layer, 16 in the second, and so on."""
-    crop_nms_threshold: float = 0.7
-    """As box_nms_threshold, between masks of different crops; that of the smaller crop stays."""
-    crop_overlap_ratio: float = 512 / 1500
-    """Overlap of neighbouring crops, a share of the image's shorter side; halved from layer to layer."""
-    crop_n_points_downscale_factor: int = 1
-    """Divides points_per_side once for each layer."""
-    min_mask_region_area: int = 0
-    """Fill holes and drop islands smaller than this many pixels."""
-    use_m2m: bool = False
-    """Give every mask back to the decoder as a prompt and take what it makes of it."""
-    max_proposals: int | None = None
-    """Keep only the best so many."""
-
-    def __post_init__(self) -> None:
-        """Refuse values that cannot mean anything, all at once."""
-        wrong = [
-            f"{name} = {getattr(self, name)}"
-            for name, fits in {
-                "points_per_side": self.points_per_side >= 1,
-                "points_per_batch": self.points_per_batch >= 1,
-                "pred_iou_threshold": self.pred_iou_threshold <= 1,
-                "stability_score_threshold": self.stability_score_threshold <= 1,
-                "stability_score_offset": self.stability_score_offset >= 0,
-                "box_nms_threshold": 0 <= self.box_nms_threshold <= 1,
-                "crop_n_layers": 0 <= self.crop_n_layers <= 4,
-                "crop_nms_threshold": 0 <= self.crop_nms_threshold <= 1,
-                "crop_overlap_ratio": 0 <= self.crop_overlap_ratio < 1,
-                "crop_n_points_downscale_factor": self.crop_n_points_downscale_factor >= 1,
-                "min_mask_region_area": self.min_mask_region_area >= 0,
-                "max_proposals": self.max_proposals is None or self.max_proposals >= 1,
-            }.items()
-            if not fits  # NaN fits nothing
-        ]
-        if wrong:
-            raise ConfigError("proposal settings out of range", where="GeneratorSettings", got="; ".join(wrong))
 
 
 @dataclass(frozen=True)
@@ -105,9 +52,22 @@ class Candidates:
         """M."""
         return len(self.logits)
 
+    @classmethod
+    def joined(cls, parts: Sequence["Candidates"]) -> "Candidates":
+        """One or more, one after the other."""
+        return cls(
+            torch.cat([part.logits for part in parts]),
+            torch.cat([part.predicted_iou for part in parts]),
+            torch.cat([part.points_xy for part in parts]),
+        )
+
 
 def segment_everything(
-    backend: SamBackend, image: NDArray[np.uint8], settings: GeneratorSettings | None = None
+    backend: SamBackend,
+    image: NDArray[np.uint8],
+    settings: GeneratorSettings | None = None,
+    *,
+    embedding: ImageEmbedding | None = None,
 ) -> list[Proposal]:
     """All distinct, confident and stable masks of an image.
 
@@ -115,6 +75,7 @@ def segment_everything(
         backend: a SAM.
         image: [H, W, 3] uint8 RGB.
         settings: what to keep; the reference's defaults if None.
+        embedding: of the whole image, if it was made already, for instance with others in one batch.
 
     Returns:
         Proposals in the canonical frame, in the order of :func:`proposal_order`: score falling, area
@@ -125,8 +86,9 @@ def segment_everything(
     found: list[Proposal] = []
     areas: list[int] = []
     for crop in crops:
-        embedding = backend.embed([crop.of(image)])[0]
-        proposals = segment_crop(backend, embedding, crop, settings)
+        whole = embedding if crop.layer == 0 else None
+        seen = whole if whole is not None else backend.embed([crop.of(image)])[0]
+        proposals = segment_crop(backend, seen, crop, settings)
         found += proposals
         areas += [crop.area] * len(proposals)
     if len(crops) > 1:
@@ -143,14 +105,35 @@ def segment_crop(
     backend: SamBackend, embedding: ImageEmbedding, crop: Crop, settings: GeneratorSettings
 ) -> list[Proposal]:
     """The proposals of one crop (or of the whole image), in the image's frame, distinct among themselves."""
-    side = max(1, settings.points_per_side // settings.crop_n_points_downscale_factor**crop.layer)
-    points_xy = point_grid(side, embedding.size_hw, backend.input_hw)
-    parts = list(decode_grid(backend, embedding, points_xy, settings))
-    logits_hw = parts[0].logits.shape[1:]
-    full = FullResolution((logits_hw[0], logits_hw[1]), embedding.size_hw, parts[0].logits.device)
-    candidates, measures = keep_stable(full, parts, crop, settings)
+    factor = settings.crop_n_points_downscale_factor**crop.layer
+    points_xy = point_grid(max(1, settings.points_per_side // factor), embedding.size_hw, backend.input_hw)
+    found: list[tuple[Candidates, Measures]] = []
+    if settings.coarse_points_per_side is not None:
+        coarse = max(1, settings.coarse_points_per_side // factor)
+        first = point_grid(coarse, embedding.size_hw, backend.input_hw)
+        found += stable_masks(backend, embedding, first, crop, settings)
+        logits = torch.cat([candidates.logits for candidates, _ in found])
+        points_xy = points_xy[~spared(points_xy, logits, embedding.size_hw, coarse).cpu()]
+    found += stable_masks(backend, embedding, points_xy, crop, settings)
+    candidates = Candidates.joined([each for each, _ in found])
+    measures = Measures.joined([each for _, each in found])
     keep = distinct(measures.boxes_xyxy, candidates.predicted_iou, settings.box_nms_threshold)
-    return encode(full, candidates[keep], measures[keep], crop)
+    return encode(_full_resolution(candidates, embedding), candidates[keep], measures[keep], crop)
+
+
+def stable_masks(
+    backend: SamBackend, embedding: ImageEmbedding, points_xy: Tensor, crop: Crop, settings: GeneratorSettings
+) -> list[tuple[Candidates, Measures]]:
+    """What clicks [N, 2] give that passes all filters, batch by batch, so that the rest's logits are not held."""
+    return [
+        keep_stable(_full_resolution(candidates, embedding), candidates, crop, settings)
+        for candidates in decode_grid(backend, embedding, points_xy, settings)
+    ]
+
+
+def _full_resolution(candidates: Candidates, embedding: ImageEmbedding) -> FullResolution:
+    _, height, width = candidates.logits.shape
+    return FullResolution((height, width), embedding.size_hw, candidates.logits.device)
 
 
 def point_grid(points_per_side: int, size_hw: tuple[int, int], input_hw: tuple[int, int]) -> Tensor:
@@ -228,29 +211,14 @@ def in_batches(num: int, size: int, compute: Callable[[slice], T]) -> Iterator[T
 
 
 def keep_stable(
-    full: FullResolution, parts: list[Candidates], crop: Crop, settings: GeneratorSettings
+    full: FullResolution, candidates: Candidates, crop: Crop, settings: GeneratorSettings
 ) -> tuple[Candidates, Measures]:
-    """Measure every candidate at full resolution; keep the stable ones that are not empty nor cut off by the crop."""
-    kept = []
-    for position, candidates in enumerate(parts):
-        measures = full.measure(candidates.logits, settings.stability_score_offset)
-        keep = measures.nonempty & ~touches_inner_edge(measures.boxes_xyxy, crop)
-        if settings.stability_score_threshold > 0:
-            keep &= measures.stability_score >= settings.stability_score_threshold
-        kept.append((candidates[keep], measures[keep]))
-        parts[position] = kept[-1][0]  # the others' logits are not needed again
-    return (
-        Candidates(
-            torch.cat([each.logits for each, _ in kept]),
-            torch.cat([each.predicted_iou for each, _ in kept]),
-            torch.cat([each.points_xy for each, _ in kept]),
-        ),
-        Measures(
-            torch.cat([each.stability_score for _, each in kept]),
-            torch.cat([each.boxes_xyxy for _, each in kept]),
-            torch.cat([each.nonempty for _, each in kept]),
-        ),
-    )
+    """Measure candidates at full resolution; keep the stable ones that are not empty nor cut off by the crop."""
+    measures = full.measure(candidates.logits, settings.stability_score_offset)
+    keep = measures.nonempty & ~touches_inner_edge(measures.boxes_xyxy, crop)
+    if settings.stability_score_threshold > 0:
+        keep &= measures.stability_score >= settings.stability_score_threshold
+    return candidates[keep], measures[keep]
 
 
 def distinct(boxes_xyxy: Tensor, scores: Tensor, threshold: float) -> Tensor:

@@ -13,8 +13,8 @@ from jobs.bench import BENCHES, Line, chosen, compare
 from jobs.bench_cases import Case, Timing, blob, quartiles, write_library
 from jobs.bench_ray import plain_run, ray_run, warm_seconds, write_images
 from pipeline.errors import ConfigError, EnvironmentProblemError
+from pipeline.sam.generator_settings import GeneratorSettings
 from pipeline.sam.sam2_backend import build_backend
-from pipeline.sam.segment_everything import GeneratorSettings
 from pipeline.stores.proposal_store import ProposalStore
 
 

@@ -8,7 +8,7 @@ from jobs import measure_stages
 from jobs.cost_model import TABLE, Row, StageSeconds, find_row, load_table, proposals_cost, save_table, similarity_cost
 from jobs.settings import PrecomputeSettings, SamSettings
 from pipeline.errors import InputError
-from pipeline.sam.segment_everything import GeneratorSettings
+from pipeline.sam.generator_settings import GeneratorSettings
 from tests.fakes import FakeSam
 from tests.jobs.toys import write_coco
 

@@ -11,7 +11,7 @@ from jobs import doctor
 from jobs.precompute_sam import precompute
 from jobs.settings import PrecomputeSettings, SamSettings
 from pipeline.errors import EnvironmentProblemError, InputError, StoreDamagedError
-from pipeline.sam.segment_everything import GeneratorSettings
+from pipeline.sam.generator_settings import GeneratorSettings
 from pipeline.stores.verify import verify
 from tests.fakes import FakeSam
 from tests.jobs.toys import store_files, write_coco

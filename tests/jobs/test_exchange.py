@@ -21,7 +21,7 @@ from pipeline.errors import AnnotationError, InputError, StoreDamagedError, Stor
 from pipeline.masks import rle
 from pipeline.refine.build import build_refiner
 from pipeline.refine.interface import TeacherMasks
-from pipeline.sam.segment_everything import GeneratorSettings
+from pipeline.sam.generator_settings import GeneratorSettings
 from pipeline.stores.proposal_store import ProposalStore, commit_proposals
 from pipeline.stores.verify import verify
 from tests.jobs.toys import fake_sam, store_files, write_coco

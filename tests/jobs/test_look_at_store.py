@@ -10,7 +10,7 @@ from jobs.look_at_store import look
 from jobs.precompute_sam import precompute
 from jobs.settings import PrecomputeSettings, SamSettings
 from pipeline.errors import InputError
-from pipeline.sam.segment_everything import GeneratorSettings
+from pipeline.sam.generator_settings import GeneratorSettings
 from pipeline.scenes.dataset import SceneFiles
 from pipeline.stores.proposal_store import ProposalStore
 from tests.jobs.toys import fake_sam

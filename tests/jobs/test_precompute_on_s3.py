@@ -20,7 +20,7 @@ from jobs import doctor
 from jobs.precompute_sam import precompute, run
 from jobs.settings import PrecomputeSettings, SamSettings, SimilaritySettings
 from pipeline.errors import EnvironmentProblemError, StoreDamagedError
-from pipeline.sam.segment_everything import GeneratorSettings
+from pipeline.sam.generator_settings import GeneratorSettings
 from pipeline.stores import lock
 from pipeline.stores.files import RemoteFiles, open_files
 from pipeline.stores.lock import StoreBusyError

@@ -17,7 +17,7 @@ from jobs.ray_runner import WorkerSettings
 from jobs.settings import PrecomputeSettings, SamSettings, SimilaritySettings
 from pipeline.data.splits import draw_split, save_split
 from pipeline.errors import ConfigError, InputError, StoreMismatchError, TooManyQuarantinedError
-from pipeline.sam.segment_everything import GeneratorSettings
+from pipeline.sam.generator_settings import GeneratorSettings
 from pipeline.stores.proposal_store import ProposalStore
 from pipeline.stores.similarity_store import SimilarityStore
 from pipeline.stores.verify import verify

@@ -1,6 +1,7 @@
 """Stages: every image of a shard ends as rows or with a reason, and results are the functions' own."""
 
 import threading
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,7 +16,8 @@ from pipeline.errors import EnvironmentProblemError
 from pipeline.images import read_image
 from pipeline.masks import rle
 from pipeline.sam.decoder_features import sample_target_points, similarity_targets
-from pipeline.sam.segment_everything import GeneratorSettings, segment_everything
+from pipeline.sam.generator_settings import GeneratorSettings
+from pipeline.sam.segment_everything import segment_everything
 from pipeline.stores.proposal_store import ProposalStore
 from pipeline.stores.similarity_store import SimilarityStore
 from pipeline.stores.writer import StoreWriter
@@ -166,3 +168,39 @@ def test_a_fault_of_the_machine_is_nobodys_image(settings, make_job):
     sam = Moody({2}, EnvironmentProblemError("the GPU fell off"))
     with pytest.raises(EnvironmentProblemError, match="fell off"):
         ProposalStage(settings, lambda _: sam)(make_job("proposals"))
+
+
+def test_images_embedded_together_give_what_they_give_alone(settings, make_job):
+    """Groups of three: the encoder is called for 3 images, then for the one that is left, in its turn."""
+    told, calls = [], []
+
+    class Watched(FakeSam):
+        def embed(self, images):
+            calls.append(len(images))
+            return super().embed(images)
+
+    ProposalStage(replace(settings, images_per_batch=3), lambda _: Watched())(make_job("proposals"), told.append)
+    assert calls == [3, 1]
+    assert told == [10, 11, 12, 13, None]
+    store = ProposalStore.open(settings.store)
+    for key in KEYS:
+        alone = segment_everything(FakeSam(), read_image(f"{settings.images}/{key.file_name}"), settings.proposals)
+        assert [each.rle_counts for each in store.read(key.image_id)] == [each.rle_counts for each in alone]
+
+
+def test_a_group_that_fails_together_is_done_one_by_one(settings, make_job):
+    class NoRoom(FakeSam):
+        def embed(self, images):
+            if len(images) > 1:
+                raise RuntimeError("no room for so many")
+            return super().embed(images)
+
+    report = ProposalStage(replace(settings, images_per_batch=4), lambda _: NoRoom())(make_job("proposals"))
+    assert [(o.status, o.retries) for o in report.outcomes] == [("ok", 0)] * 4
+
+
+def test_a_broken_image_in_a_group_is_set_aside_alone(settings, make_job, tmp_path):
+    job = make_job("similarity")
+    (tmp_path / "images/00.png").unlink()
+    report = SimilarityStage(replace(settings, images_per_batch=3), lambda _: FakeSam())(job)
+    assert [o.status for o in report.outcomes] == ["quarantined", "ok", "ok", "ok"]

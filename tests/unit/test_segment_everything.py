@@ -10,14 +10,10 @@ from data_schemas.proposals import check_proposal, proposal_order
 from pipeline.errors import ConfigError
 from pipeline.masks import rle
 from pipeline.sam import full_resolution
+from pipeline.sam.coarse_to_fine import spared
+from pipeline.sam.generator_settings import GeneratorSettings
 from pipeline.sam.sam2_backend import SCENES_NANO, Sam2Backend, _architecture, build_backend, build_model
-from pipeline.sam.segment_everything import (
-    GeneratorSettings,
-    distinct,
-    in_batches,
-    point_grid,
-    segment_everything,
-)
+from pipeline.sam.segment_everything import distinct, in_batches, point_grid, segment_everything
 from pipeline.sam.small_regions import clean
 from tests.fakes import FakeSam, region_at
 
@@ -215,6 +211,41 @@ def test_batch_and_chunk_sizes_change_nothing_but_rounding(busy, monkeypatch):
         assert mask_iou(b.rle_counts, a) >= 0.999
 
 
+class Counting(FakeSam):
+    """Counts clicks."""
+
+    def decode_confident(self, embedding, points_xy, labels, threshold):
+        self.clicks += len(points_xy)
+        return super().decode_confident(embedding, points_xy, labels, threshold)
+
+
+def test_a_coarse_grid_spares_the_clicks_in_small_masks_it_found():
+    """A block of four pixels between larger flat blocks: found by the fine grid in both ways, with fewer clicks."""
+    image = np.kron(np.arange(64, dtype=np.uint8).reshape(8, 8), np.ones((16, 16), np.uint8))
+    image[36:38, 36:38] = 255
+    image = np.repeat(image[:, :, None], 3, 2)
+    plain, coarse = Counting(), Counting()
+    plain.clicks = coarse.clicks = 0
+    settings = GeneratorSettings(points_per_side=64, pred_iou_threshold=0.9)
+    expected = segment_everything(plain, image, settings)
+    found = segment_everything(coarse, image, replace(settings, coarse_points_per_side=8))
+    assert {each.rle_counts for each in found} == {each.rle_counts for each in expected}
+    assert len(found) == 65
+    assert plain.clicks == 64 * 64
+    # Every block is clicked once; the fine grid clicks again only the small one, and what is not in a mask.
+    assert coarse.clicks < 64 + 20
+
+
+def test_large_masks_spare_no_click():
+    points = torch.tensor([[1.0, 1.0], [30.0, 30.0], [63.9, 63.9], [64.0, 64.0]])
+    logits = torch.full((2, 16, 16), -1.0)
+    logits[0, :8, :8] = 1  # a quarter of the image: more than 4 of 64 cells
+    logits[1, 12:, 12:] = 1  # a sixteenth: 4 cells
+    assert spared(points, logits, (64, 64), 8).tolist() == [False, False, True, True]
+    assert spared(points, logits, (64, 64), 4).tolist() == [True, True, True, True]
+    assert spared(points, logits[:0], (64, 64), 8).tolist() == [False] * 4
+
+
 class Crowded(Sam2Backend):
     """A device with room for a few clicks at a time."""
 
@@ -395,6 +426,8 @@ def test_cleanup_equals_the_reference_post_processing(busy):
         ("crop_n_points_downscale_factor", 0),
         ("min_mask_region_area", -1),
         ("max_proposals", 0),
+        ("coarse_points_per_side", 0),
+        ("coarse_points_per_side", 32),
     ],
 )
 def test_settings_out_of_range(field, value):
@@ -424,4 +457,4 @@ def test_the_defaults_are_those_of_the_reference():
         "use_m2m": "use_m2m",
     }
     assert {mine: getattr(ours, mine) for mine in names} == {mine: stock[its].default for mine, its in names.items()}
-    assert {each.name for each in fields(GeneratorSettings)} - set(names) == {"max_proposals"}
+    assert {each.name for each in fields(GeneratorSettings)} - set(names) == {"max_proposals", "coarse_points_per_side"}

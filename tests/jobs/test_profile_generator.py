@@ -1,0 +1,48 @@
+import json
+import sys
+
+import pytest
+from PIL import Image
+
+from jobs import measure_prompt_budget, profile_generator
+from jobs.bench_generators import scene
+from jobs.measure_prompt_budget import Counting
+from jobs.profile_generator import STAGES, profile
+from pipeline.sam.generator_settings import GeneratorSettings
+from pipeline.sam.sam2_backend import build_backend
+
+SETTINGS = GeneratorSettings(points_per_side=4, pred_iou_threshold=0.4, stability_score_threshold=0.5)
+
+
+@pytest.fixture(scope="module")
+def backend():
+    return build_backend("scenes-nano")
+
+
+def test_every_stage_of_both_ways_takes_time(backend):
+    row = profile(backend, scene((96, 96)), SETTINGS, repeats=1)
+    assert row["image"] == "96 x 96"
+    for way in ("ours", "stock"):
+        assert list(row[way]) == list(STAGES)
+        assert all(seconds > 0 for seconds in row[way].values()), row[way]
+
+
+def test_the_picture_is_drawn(tmp_path, monkeypatch, backend):
+    row = {"image": "10 x 10", "ours": dict.fromkeys(STAGES, 0.1), "stock": dict.fromkeys(STAGES, 0.3)}
+    monkeypatch.setattr(profile_generator, "profile", lambda *args, **kwargs: row)
+    arguments = ["--out", str(tmp_path / "stages.json"), "--picture", str(tmp_path / "deep/stages.png")]
+    monkeypatch.setattr(sys, "argv", ["profile_generator", *arguments])
+    profile_generator.main()
+    assert Image.open(tmp_path / "deep/stages.png").width > 500
+    assert json.loads((tmp_path / "stages.json").read_text())["sizes"] == [row] * 3
+
+
+def test_the_prompt_budget_counts_clicks_and_recall(backend):
+    counting = Counting(backend.model, name="scenes-nano", sha256=backend.sha256)
+    few = measure_prompt_budget.measure(counting, SETTINGS, num_scenes=2, seed=3)
+    assert few["clicks"] == 16
+    assert 0 <= few["recall at 0.75"] <= few["recall at 0.5"] <= 100
+    assert few["seconds"] > 0
+    assert few["proposals"] > 0
+    again = measure_prompt_budget.measure(counting, SETTINGS, num_scenes=2, seed=3)
+    assert again["recall at 0.5"] == few["recall at 0.5"]
