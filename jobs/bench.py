@@ -101,7 +101,11 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--threads", type=int, default=1, help="of torch")
     parser.add_argument("--out", type=Path, default=RESULTS, help="a .jsonl file; lines are appended")
+    parser.add_argument("--tables", type=Path, metavar="FILE", help="time nothing; write what --out holds as Markdown")
     args = parser.parse_args()
+    if args.tables is not None:
+        args.tables.write_text(tables([json.loads(line) for line in args.out.read_text().splitlines()]))
+        return
     if args.rounds < 1:
         parser.error("--rounds must be 1 or more")
     torch.set_num_threads(args.threads)
@@ -132,6 +136,29 @@ def run(name: str, scratch: Path, out: Path, *, rounds: int, machine: Mapping[st
         print(line.text(), flush=True)
         with out.open("a") as file:
             file.write(json.dumps(line.to_json()) + "\n")
+
+
+def tables(lines: Sequence[Mapping[str, Any]]) -> str:
+    """Markdown: the newest line of every case, by bench."""
+    newest = {(line["name"], line["other"], _case(line)): line for line in lines}
+    text = ["# Benchmarks", "", "Made by `python -m jobs.bench --tables FILE` from `docs/results/bench.jsonl`.", ""]
+    for name in dict.fromkeys(key[0] for key in newest):
+        rows = [line for key, line in newest.items() if key[0] == name]
+        text += [f"## {name}", "", "| case | ours | instead | ratio (quartiles) | rounds |", "|---|---|---|---|---|"]
+        for line in rows:
+            low, high = line["ratio_quartiles"]
+            text.append(
+                f"| {_case(line)} | {line['ours_ms']:.4g} ms | {line['other']}: {line['other_ms']:.4g} ms "
+                f"| {line['ratio']:.3g} ({low:.3g} to {high:.3g}) | {line['rounds']:.0f} |"
+            )
+        about = rows[-1]
+        versions = ", ".join(f"{package} {version}" for package, version in about["versions"].items())
+        text += ["", f"{about['date']}, {about['machine']}, {about['threads']} thread of torch; {versions}.", ""]
+    return "\n".join(text)
+
+
+def _case(line: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key} {value}" for key, value in line["sizes"].items())
 
 
 def chosen(names: Sequence[str]) -> list[str]:

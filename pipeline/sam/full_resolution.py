@@ -151,7 +151,7 @@ class FullResolution:
 
     def _chosen(self, cells: Tensor) -> Iterator[_Cells]:
         """The chosen cells of [M, h + 1, w + 1] bool, some at a time, always one part."""
-        pixels = (int(self._rows.count.max()) + 2) * int(self._columns.count.max())
+        pixels = (self._rows.longest + 2) * self._columns.longest
         for part in cells.nonzero().split(max(1, MAX_VALUES // pixels)):  # type: ignore[no-untyped-call]
             mask, row, column = part.unbind(1)
             yield mask, row, column
@@ -230,6 +230,10 @@ class _Axis:
     """[s + 1] int64 first pixel of each cell."""
     count: Tensor
     """[s + 1] int64 its pixels, possibly none."""
+    longest: int
+    """The most pixels of a cell."""
+    has_gaps: bool
+    """Whether there are cells without a pixel between cells with pixels."""
 
     @classmethod
     def of(cls, logits: int, pixels: int, device: torch.device) -> "_Axis":
@@ -238,24 +242,21 @@ class _Axis:
         source = scale * (np.arange(pixels, dtype=np.float32) + np.float32(0.5)) - np.float32(0.5)
         low = np.minimum(np.floor(source), logits - 1)
         cell, cells = (low + 1).astype(np.int64), np.arange(logits + 1)
+        counts = np.bincount(cell, minlength=logits + 1)
         arrays = (
             cell,
             np.where(source < 0, 0, np.clip(source - low, 0, 1)).astype(np.float32),
             np.maximum(cells - 1, 0),
             np.minimum(cells, logits - 1),
             np.searchsorted(cell, cells),
-            np.bincount(cell, minlength=logits + 1),
+            counts,
         )
-        return cls(*(torch.from_numpy(array).to(device) for array in arrays))
-
-    @property
-    def has_gaps(self) -> bool:
-        """Whether there are cells without a pixel between cells with pixels."""
-        return bool((self.cell.diff() > 1).any())
+        tensors = (torch.from_numpy(array).to(device) for array in arrays)
+        return cls(*tensors, longest=int(counts.max()), has_gaps=bool((np.diff(cell) > 1).any()))
 
     def pixels_of(self, cells: Tensor) -> tuple[Tensor, Tensor]:
         """Pixels [N, k] of N cells, and whether each is one and not padding, which may be any pixel."""
-        steps = torch.arange(int(self.count.max()), device=cells.device)
+        steps = torch.arange(self.longest, device=cells.device)
         pixels = (self.start[cells][:, None] + steps).clamp(max=len(self.cell) - 1)
         return pixels, steps < self.count[cells][:, None]
 

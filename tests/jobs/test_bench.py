@@ -166,3 +166,18 @@ def test_the_cluster_bench_runs_both_ways(tmp_path):
     write_images(tmp_path / "images", 12)
     assert ray_run(tmp_path / "images", 12, 1) > 0
     assert plain_run(tmp_path / "images", 12, 2) > 0
+
+
+def test_tables_show_the_newest_line_of_every_case(tmp_path, monkeypatch):
+    lines = [
+        Line(name, case(int, int), Timing([1.0], [other]), {"date": "d", "machine": "m", "threads": 1, "versions": {}})
+        for name, other in (("a", 2.0), ("b", 3.0), ("a", 4.0))
+    ]
+    (tmp_path / "bench.jsonl").write_text("".join(json.dumps(line.to_json()) + "\n" for line in lines))
+    arguments = ["--out", str(tmp_path / "bench.jsonl"), "--tables", str(tmp_path / "tables.md")]
+    monkeypatch.setattr(sys, "argv", ["bench", *arguments])
+    bench.main()
+    text = (tmp_path / "tables.md").read_text()
+    assert "| things 3 | 1000 ms | the other way: 4000 ms | 4 (4 to 4) | 1 |" in text
+    assert "| things 3 | 1000 ms | the other way: 2000 ms |" not in text
+    assert text.index("## a") < text.index("## b")
