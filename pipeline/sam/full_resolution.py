@@ -243,16 +243,21 @@ class _Axis:
         low = np.minimum(np.floor(source), logits - 1)
         cell, cells = (low + 1).astype(np.int64), np.arange(logits + 1)
         counts = np.bincount(cell, minlength=logits + 1)
-        arrays = (
-            cell,
-            np.where(source < 0, 0, np.clip(source - low, 0, 1)).astype(np.float32),
-            np.maximum(cells - 1, 0),
-            np.minimum(cells, logits - 1),
-            np.searchsorted(cell, cells),
-            counts,
+        share = np.where(source < 0, 0, np.clip(source - low, 0, 1)).astype(np.float32)
+
+        def there(array: np.ndarray) -> Tensor:
+            return torch.from_numpy(array).to(device)
+
+        return cls(
+            cell=there(cell),
+            share=there(share),
+            before=there(np.maximum(cells - 1, 0)),
+            after=there(np.minimum(cells, logits - 1)),
+            start=there(np.searchsorted(cell, cells)),
+            count=there(counts),
+            longest=int(counts.max()),
+            has_gaps=bool((np.diff(cell) > 1).any()),
         )
-        tensors = (torch.from_numpy(array).to(device) for array in arrays)
-        return cls(*tensors, longest=int(counts.max()), has_gaps=bool((np.diff(cell) > 1).any()))
 
     def pixels_of(self, cells: Tensor) -> tuple[Tensor, Tensor]:
         """Pixels [N, k] of N cells, and whether each is one and not padding, which may be any pixel."""
