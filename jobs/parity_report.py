@@ -209,7 +209,7 @@ def subjects(photos: Sequence[Path], num_images: int) -> list[Subject]:
     for folder in photos:
         paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in (".jpg", ".png"))
         images = [read_image(path) for path in islice(paths, 0, None, max(1, len(paths) // num_images))][:num_images]
-        found.append(Subject(f"scenes-nano, {folder.parent.name}", nano, replace(lenient, points_per_side=32), images))
+        found.append(Subject(f"scenes-nano, {folder.name}", nano, replace(lenient, points_per_side=32), images))
     return found
 
 
