@@ -19,8 +19,8 @@ class FakeSam:
 
     Its three masks for a prompt are, in this order and with these predicted IoUs:
 
-    * 0.95: the connected regions (4-neighbours, exactly equal colour) under the positive points,
-      without those under negative points;
+    * 0.95: the connected regions (4-neighbours, exactly equal colour) under the positive points and under the
+      centre of the box, without those under negative points;
     * 0.85: every pixel of the image with one of those colours;
     * 0.60: the bounding box of the first mask.
 
@@ -57,8 +57,14 @@ class FakeSam:
         wanted = masks.predicted_iou > threshold
         return ConfidentMasks(masks.logits[wanted], masks.predicted_iou[wanted], wanted.nonzero()[:, 0])
 
-    def decode_with_mask(self, embedding: ImageEmbedding, points_xy: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
-        """The same mask, of which it is surer."""
+    def decode_with_mask(
+        self, embedding: ImageEmbedding, points_xy: Tensor | None, logits: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The same mask, of which it is surer; without a click the region that holds most of the mask."""
+        if points_xy is None:
+            image = _image_of(embedding)
+            masks = np.stack([_region_of_most(image, mask) for mask in (logits > 0).numpy()])
+            logits = torch.from_numpy(np.where(masks, np.float32(10), np.float32(-10)))
         return logits, torch.full((len(logits),), 0.97)
 
     def decoder_tokens(self, embedding: ImageEmbedding, points_xy: Tensor) -> Tensor:
@@ -81,6 +87,12 @@ def region_at(image: NDArray[np.uint8], x: float, y: float) -> NDArray[np.bool_]
     return np.asarray(labels == labels[row, column])
 
 
+def _region_of_most(image: NDArray[np.uint8], mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """The connected region of one colour in which most pixels of a mask [H, W] lie; of equal ones the first."""
+    regions = [region_at(image, column, row) for row, column in np.argwhere(mask)]
+    return max(regions, key=lambda region: int((region & mask).sum()))
+
+
 def _image_of(embedding: ImageEmbedding) -> NDArray[np.uint8]:
     return embedding.tokens[0].permute(1, 2, 0).numpy()
 
@@ -90,6 +102,10 @@ def _candidates(image: NDArray[np.uint8], points_xy: Tensor, labels: Tensor) -> 
     for (x, y), label in zip(points_xy.tolist(), labels.tolist(), strict=True):
         if label == 1:
             region |= region_at(image, x, y)
+    corners = [xy for xy, label in zip(points_xy.tolist(), labels.tolist(), strict=True) if label in (2, 3)]
+    if corners:
+        (left, top), (right, bottom) = corners
+        region |= region_at(image, (left + right) / 2, (top + bottom) / 2)
     for (x, y), label in zip(points_xy.tolist(), labels.tolist(), strict=True):
         if label == 0:
             region &= ~region_at(image, x, y)

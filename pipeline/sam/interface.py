@@ -71,7 +71,8 @@ class SamBackend(Protocol):
         Args:
             embedding: the image.
             points_xy: [P, K, 2] float, canonical pixels.
-            labels: [P, K] int: 1 on the object, 0 off the object, -1 padding.
+            labels: [P, K] int: 1 on the object, 0 off the object, -1 padding; a box is two points, its top left corner
+                (2) and then its bottom right corner (3), on the edges of its outermost pixels.
         """
 
     def decode_confident(
@@ -79,13 +80,16 @@ class SamBackend(Protocol):
     ) -> ConfidentMasks:
         """Of the masks of :meth:`decode_points`, those with a predicted IoU above ``threshold``; others cost less."""
 
-    def decode_with_mask(self, embedding: ImageEmbedding, points_xy: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
-        """One mask for each of P prompts of a click on the object and a first mask.
+    def decode_with_mask(
+        self, embedding: ImageEmbedding, points_xy: Tensor | None, logits: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """One mask for each of P prompts of a first mask, with or without a click on the object.
 
         Args:
             embedding: the image.
-            points_xy: [P, 2] float, canonical pixels.
-            logits: [P, h, w] float32 at the decoder's own resolution, as it gave them.
+            points_xy: [P, 2] float, canonical pixels; None: the mask alone.
+            logits: [P, h, w] float32 over the whole image: at the decoder's own resolution, as it gave them, or at any
+                other, from which they are resampled.
 
         Returns:
             Logits [P, h, w] float32 and predicted IoUs [P] float32.

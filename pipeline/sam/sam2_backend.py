@@ -108,17 +108,20 @@ class Sam2Backend:
             logits = self._decoder.masks(decoded[prompts], embedding.high_resolution)
         return ConfidentMasks(logits[wanted[prompts]].float(), predicted_iou[wanted], wanted.nonzero()[:, 0])
 
-    def decode_with_mask(self, embedding: ImageEmbedding, points_xy: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
-        """One mask per prompt of a click and a mask; see :meth:`SamBackend.decode_with_mask`.
+    def decode_with_mask(
+        self, embedding: ImageEmbedding, points_xy: Tensor | None, logits: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """One mask per prompt of a mask, and a click or none; see :meth:`SamBackend.decode_with_mask`.
 
         Every prompt has image tokens of its own here, so nothing can be shared: the package's decoder does it.
         """
         encoder = self.model.sam_prompt_encoder
-        points = self._to_model_xy(points_xy, embedding.size_hw)[:, None]
-        labels = torch.ones(points.shape[:2], dtype=torch.int32, device=self.device)
+        clicks = None
+        if points_xy is not None:
+            points = self._to_model_xy(points_xy, embedding.size_hw)[:, None]
+            clicks = points, torch.ones(points.shape[:2], dtype=torch.int32, device=self.device)
         with torch.no_grad():
-            masks = logits.to(self.device, torch.float32)[:, None].clamp(-_MASK_PROMPT_RANGE, _MASK_PROMPT_RANGE)
-            sparse, dense = encoder(points=(points, labels), boxes=None, masks=masks)
+            sparse, dense = encoder(points=clicks, boxes=None, masks=self._to_mask_input(logits))
         with self._inference():
             refined, predicted_iou, _, _ = self.model.sam_mask_decoder(
                 image_embeddings=embedding.tokens,
@@ -157,6 +160,14 @@ class Sam2Backend:
         height, width = size_hw
         scale = torch.tensor([self.input_hw[1] / width, self.input_hw[0] / height], device=self.device)
         return points_xy.to(self.device, torch.float32) * scale - 0.5
+
+    def _to_mask_input(self, logits: Tensor) -> Tensor:
+        """[P, h, w] logits over the whole image to what the prompt encoder takes, [P, 1, 4gh, 4gw] float32."""
+        masks = logits.to(self.device, torch.float32)[:, None].clamp(-_MASK_PROMPT_RANGE, _MASK_PROMPT_RANGE)
+        size_hw = tuple(self.model.sam_prompt_encoder.mask_input_size)
+        if masks.shape[-2:] == size_hw:
+            return masks
+        return F.interpolate(masks, size_hw, mode="bilinear", align_corners=False, antialias=True)
 
     def _predicted_iou(self, decoded: Decoded) -> Tensor:
         # Outside autocast: in bf16 the scores above 0.8 would take about fifty values and tie in NMS.

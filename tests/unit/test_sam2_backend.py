@@ -90,6 +90,64 @@ def test_masks_equal_the_stock_predictor(size_hw, object_scores, tmp_path):
         assert np.allclose(ours.predicted_iou[prompt].numpy(), iou, atol=1e-5)
 
 
+@pytest.mark.parametrize("size_hw", [(384, 384), (60, 90), (700, 500)], ids=["native", "smaller", "larger"])
+def test_a_box_equals_the_stock_predictors_box(backend, size_hw):
+    """Two boxes as points labelled 2 and 3; stock adds half an input pixel to a corner that is an edge here."""
+    image = photo(*size_hw)
+    height, width = size_hw
+    corners = torch.tensor([[[3.0, 8.0], [41.0, 52.0]], [[0.0, 0.0], [float(width), float(height)]]])
+    labels = torch.tensor([[2, 3], [2, 3]])
+    ours = backend.decode_points(backend.embed([image])[0], corners, labels)
+    predictor = stock_predictor(backend.model)
+    predictor.set_image(image)
+    for box, logits, predicted_iou in zip(corners, ours.logits, ours.predicted_iou, strict=True):
+        met = box - 0.5 * torch.tensor([width, height]) / 384
+        _, iou, low = predictor.predict(box=met.flatten().numpy(), multimask_output=True, return_logits=True)
+        assert np.allclose(logits.numpy(), low, atol=1e-4)
+        assert np.allclose(predicted_iou.numpy(), iou, atol=1e-5)
+    exchanged = backend.decode_points(backend.embed([image])[0], corners.flip(1), labels)
+    assert not torch.allclose(exchanged.logits, ours.logits, atol=1e-2)  # the labels tell the corners apart
+
+
+@pytest.mark.parametrize("with_click", [False, True], ids=["mask alone", "mask and click"])
+def test_a_mask_prompt_equals_the_stock_predictors(backend, with_click):
+    """Two prompts in one call against one at a time; logits beyond 32 are cut, infinite ones too."""
+    image = photo(384, 384)
+    logits = 40 * torch.randn(2, 96, 96, generator=torch.Generator().manual_seed(3))
+    logits[0, 5, 7], logits[1, 0, 0] = float("inf"), float("-inf")
+    clicks = torch.tensor([[100.5, 33.5], [7.5, 300.5]])
+    found, predicted_iou = backend.decode_with_mask(
+        backend.embed([image])[0], clicks if with_click else None, logits.clone()
+    )
+    assert (found.shape, predicted_iou.shape) == ((2, 96, 96), (2,))
+    predictor = stock_predictor(backend.model)
+    predictor.set_image(image)
+    for prompt in range(2):
+        asked = {"mask_input": logits[prompt : prompt + 1].clamp(-32, 32).numpy()}
+        if with_click:
+            asked |= {"point_coords": clicks[prompt : prompt + 1].numpy() - 0.5, "point_labels": np.array([1])}
+        _, iou, low = predictor.predict(**asked, multimask_output=False, return_logits=True)
+        assert np.allclose(found[prompt].numpy(), low[0], atol=1e-4)
+        assert np.allclose(predicted_iou[prompt].numpy(), iou[0], atol=1e-5)
+
+
+def test_a_mask_prompt_of_any_size_covers_the_whole_image(backend):
+    """A canonical mask is squeezed as the image is, so its halves and quarters stay where they are."""
+    assert backend._to_mask_input(torch.zeros(2, 30, 500)).shape == (2, 1, 96, 96)
+    halves = torch.full((1, 60, 200), -8.0)
+    halves[:, :, 100:] = 8
+    prompt = backend._to_mask_input(halves)[0, 0]
+    assert torch.allclose(prompt[:, :47], torch.tensor(-8.0))
+    assert torch.allclose(prompt[:, 49:], torch.tensor(8.0))
+    fine = torch.randn(1, 96, 96)
+    assert torch.equal(backend._to_mask_input(fine)[0, 0], fine[0])  # SAM's own size is left alone
+    averaged = backend._to_mask_input(fine.repeat_interleave(4, 1).repeat_interleave(4, 2))
+    assert abs(float(averaged.mean() - fine.mean())) < 1e-3
+    checks = torch.full((1, 960, 960), 8.0)
+    checks[:, ::2] = -8  # finer than the prompt: averaged, not picked
+    assert backend._to_mask_input(checks).abs().max() < 1
+
+
 def test_a_pixel_centre_is_the_stock_integer_click_at_native_size(backend):
     """Where image and input have one size, (c + 0.5, r + 0.5) is exactly stock's click on (c, r)."""
     image = photo(384, 384)
