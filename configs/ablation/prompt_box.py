@@ -1,0 +1,15 @@
+"""S4M's Table A.2 on the scenes, SAM asked with the box of the teacher's mask; otherwise as student/scenes_points.
+
+Claim (to be tested): a box says how far the object reaches, but also how far the teacher's error does. scenes-nano
+never saw a box in its training, so this row says nothing of boxes unless model.refiner.sam names a published SAM. Cost:
+about 6 minutes of one core, as student/scenes_points.
+
+    s4m-pipeline train-student configs/ablation/prompt_box.py
+"""
+
+from mmengine.config import read_base
+
+with read_base():
+    from ..student.scenes_points import *
+
+model.refiner.update(prompt="box")

@@ -1,0 +1,14 @@
+"""S4M's Table A.2 on the scenes, SAM asked with 5 points of the teacher's mask; otherwise as student/scenes_points.
+
+Claim (to be tested): how many points a mask needs; student/scenes_points has 3. Cost: about 6 minutes of one core, as
+student/scenes_points.
+
+    s4m-pipeline train-student configs/ablation/prompt_points_5.py
+"""
+
+from mmengine.config import read_base
+
+with read_base():
+    from ..student.scenes_points import *
+
+model.refiner.update(num_points=5)
