@@ -22,6 +22,9 @@ store = "work_dirs/sam_store"
 """Written by ``s4m-pipeline precompute-sam``."""
 max_broken_share = 0.01
 """Broken images are named and left out; more than this share of a set ends the run."""
+repeat_threshold = None
+"""Labelled images of classes in a smaller share of the images come more often (repeat-factor sampling); None: each once
+a pass. S4M's paper has no such rule; its released student has 10.0."""
 
 geometry = [
     dict(type=RandomFlip, prob=0.5),
@@ -37,6 +40,7 @@ labelled_stream = dict(
     seed="{seed}",
     name="labelled",
     max_broken_share="{max_broken_share}",
+    repeat_threshold="{repeat_threshold}",
     dataset=dict(
         **train_images,
         part="labelled",

@@ -17,6 +17,9 @@ data_root = "demo/scenes"
 split_file = "{data_root}/split.json"
 max_broken_share = 0.01
 """Broken images are named and left out; more than this share of a set ends the run."""
+repeat_threshold = None
+"""Labelled images of classes in a smaller share of the images come more often (repeat-factor sampling); None: each once
+a pass. S4M's paper has no such rule; its released student has 10.0."""
 
 geometry = [
     dict(type=RandomResize, scale=(192, 192), ratio_range=(0.8, 1.25), keep_ratio=True, resize_type=Resize),
@@ -35,6 +38,7 @@ labelled_stream = dict(
     seed="{seed}",
     name="labelled",
     max_broken_share="{max_broken_share}",
+    repeat_threshold="{repeat_threshold}",
     dataset=dict(
         **train_images, part="labelled", pipeline=[*geometry, dict(type=DropSmallInstances), dict(type=PackSample)]
     ),

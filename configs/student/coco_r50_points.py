@@ -3,6 +3,8 @@
 Claim (paper, 10 % of COCO): 34.6 mask AP. Cost: 368,750 steps of 12 + 12 images; not run in this project.
 
     s4m-pipeline train-student configs/student/coco_r50_points.py --work-dir work_dirs/coco_student --workers 4
+
+The released code also repeats labelled images of rare classes: ``--cfg-options repeat_threshold=10.0``.
 """
 
 from mmdet.models.data_preprocessors.data_preprocessor import MultiBranchDataPreprocessor

@@ -31,6 +31,7 @@ from pipeline.data.coco import (
     subset,
     without_images,
 )
+from pipeline.data.repeat_factor import Passes, classes_of_images, repeat_factors
 from pipeline.data.splits import load_split
 from pipeline.errors import ConfigError, InputError
 from pipeline.images import read_image
@@ -162,7 +163,13 @@ class StreamDataset(Dataset):
     """An endless, shuffled, augmented stream over a data set, addressed by position."""
 
     def __init__(
-        self, dataset: Mapping[str, Any], *, seed: int, name: str = "stream", max_broken_share: float = 0.01
+        self,
+        dataset: Mapping[str, Any],
+        *,
+        seed: int,
+        name: str = "stream",
+        max_broken_share: float = 0.01,
+        repeat_threshold: float | None = None,
     ) -> None:
         """Build the inner data set.
 
@@ -171,16 +178,24 @@ class StreamDataset(Dataset):
             seed: With ``name``, fixes order and augmentation.
             name: Streams of different names differ though seeds are equal.
             max_broken_share: Share of images that cannot be used, 0 to 1, above which reading ends.
+            repeat_threshold: Images with classes in a smaller share of the images come more often (see
+                ``repeat_factor.py``); None: every image once a pass.
+
+        Raises:
+            ConfigError: a threshold that is no positive number.
         """
         self.dataset: InstanceDataset = DATASETS.build(dict(dataset))
         self.seed, self.name = seed, [ord(letter) for letter in name]
         self.metainfo, self.max_broken_share = self.dataset.metainfo, max_broken_share
-        self._epoch_order: tuple[int, Any] = (-1, None)
+        factors = None
+        if repeat_threshold is not None:
+            factors = repeat_factors(classes_of_images(self.dataset.coco), repeat_threshold)
+        self._passes = Passes([seed, *self.name], len(self.dataset), factors=factors)
         self._broken = {entry.file_name: entry for entry in self.dataset.coco.broken}
 
     def __len__(self) -> int:
-        """Return the images of one pass."""
-        return len(self.dataset)
+        """Return the positions of one pass."""
+        return len(self._passes)
 
     def __getitem__(self, position: int) -> Record:
         """Sample at ``position`` >= 0. A draw that the transforms give up is drawn again, then the next image.
@@ -225,12 +240,8 @@ class StreamDataset(Dataset):
         )
 
     def index_at(self, position: int) -> int:
-        """Which image stands at a position: every pass is its own permutation."""
-        epoch, place = divmod(position, len(self.dataset))
-        if self._epoch_order[0] != epoch:
-            order = np.random.default_rng([self.seed, *self.name, epoch]).permutation(len(self.dataset))
-            self._epoch_order = (epoch, order)
-        return int(self._epoch_order[1][place])
+        """Which image stands at a position: every pass has its own order."""
+        return self._passes.index_at(position)
 
 
 class PairedStream(Dataset):
