@@ -2,18 +2,25 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 SIMILARITY_VERSION = 1
+Features = Literal["decoder", "encoder"]
+"""What the rows compare: image tokens of SAM's mask decoder, conditioned by each point, or of its image encoder."""
 INSIDE_GROUND_TRUTH, UNIFORM, NOT_COMPUTED = 0, 1, 255
 """Values of ``point_kind``; the last one fills the rows of quarantined images."""
 
 MAX_QUANTISATION_ERROR = 1 / 255
 """Half a step of the 8-bit form: 256 levels over [-1, 1]."""
 _ROUNDING_ROOM = 1e-3
+
+
+def features_of(settings: Mapping[str, object]) -> str:
+    """The features of a store by its settings; a store that does not say holds the decoder's, as all once did."""
+    return str(settings.get("features", "decoder"))
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
+from data_schemas.similarity import Features
 from jobs.config_files import nearest
 from jobs.ray_runner import WorkerSettings
 from pipeline.errors import ConfigError
@@ -43,6 +44,8 @@ class SimilaritySettings:
     prompts_per_batch: int = 64
     """Points decoded together; memory only."""
     seed: int = 0
+    features: Features = "decoder"
+    """What the rows compare: tokens of SAM's mask decoder, each row conditioned by its point, or of its encoder."""
 
     def __post_init__(self) -> None:
         """Refuse counts that the store cannot hold."""
@@ -104,6 +107,8 @@ class PrecomputeSettings:
         chosen: dict[str, object] = asdict(self.similarity if kind == "similarity" else self.proposals)
         for name in ("points_per_batch", "prompts_per_batch", "rows_per_chunk"):
             chosen.pop(name, None)
+        if chosen.get("features") == "decoder":
+            del chosen["features"]  # stores of before this setting stay what they are
         return chosen | {"precision": self.sam.precision}
 
 

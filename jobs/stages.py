@@ -130,7 +130,12 @@ class SimilarityStage:
             rng=np.random.default_rng([chosen.seed, key.image_id]),
         )
         return similarity_targets(
-            self.backend, embedding, points_xy, point_kind, prompts_per_batch=chosen.prompts_per_batch
+            self.backend,
+            embedding,
+            points_xy,
+            point_kind,
+            prompts_per_batch=chosen.prompts_per_batch,
+            features=chosen.features,
         )
 
 

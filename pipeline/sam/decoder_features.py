@@ -1,4 +1,4 @@
-"""Targets of the structural distillation from SAM's mask decoder. Eq: S4M/self-similarity."""
+"""Targets of the distillation from SAM's mask decoder or image encoder. Eq: S4M/self-similarity."""
 
 import numpy as np
 import torch
@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from data_schemas.similarity import INSIDE_GROUND_TRUTH, UNIFORM, SimilarityTargets
+from data_schemas.similarity import INSIDE_GROUND_TRUTH, UNIFORM, Features, SimilarityTargets
 from pipeline.errors import ConfigError, InputError
 from pipeline.sam.interface import ImageEmbedding, SamBackend
 
@@ -18,33 +18,90 @@ def similarity_targets(
     point_kind: NDArray[np.uint8],
     *,
     prompts_per_batch: int = 64,
+    features: Features = "decoder",
 ) -> SimilarityTargets:
-    """Cosines between each point's own cell and all cells of the map that its prompt conditions.
+    """:func:`rows_at_points` (Eq: S4M/self-similarity) as it is stored: on the host, ``point_kind`` [P] passed through.
 
-    Eq: S4M/self-similarity, C_SAM[i, j] = cos(F_i[c_i], F_i[j]), where F_i [C, gh, gw] are the decoder's
-    image tokens after the last two-way block, prompted with point i alone (a positive click, also for
-    background points), and c_i is the cell that holds point i. Each row comes from its own map.
+    Raises:
+        InputError: a point lies outside the image.
+    """
+    rows = rows_at_points(backend, embedding, points_xy, prompts_per_batch=prompts_per_batch, features=features)
+    return SimilarityTargets(points_xy=points_xy, point_kind=point_kind, similarity=rows.cpu().numpy())
+
+
+def rows_at_points(
+    backend: SamBackend,
+    embedding: ImageEmbedding,
+    points_xy: NDArray[np.float32],
+    *,
+    prompts_per_batch: int = 64,
+    features: Features = "decoder",
+) -> Tensor:
+    """Cosines between each point's own cell and all cells of a map of SAM's features.
+
+    Eq: S4M/self-similarity, C_SAM[i, j] = cos(F_i[c_i], F_i[j]), where c_i is the cell that holds point i and
+
+    * ``decoder`` (the method): F_i [C, gh, gw] are the decoder's image tokens after the last two-way block, prompted
+      with point i alone (a positive click, also for background points). Each row comes from its own map.
+    * ``encoder`` (the paper's alternative): F_i = F, the image encoder's tokens, one map for the image. They are
+      those that the decoder is given, so SAM 2's constant "no memory" offset is in them.
 
     Args:
         backend: a SAM.
         embedding: the image, from ``backend.embed``.
         points_xy: [P, 2] canonical pixels, inside the image.
-        point_kind: [P] as in :class:`SimilarityTargets`, passed through.
         prompts_per_batch: points decoded together; bounds memory, does not change the result.
+        features: decoder | encoder.
 
     Returns:
-        Targets with ``similarity`` [P, gh, gw] float32 in [-1, 1], on the host.
+        [P, gh, gw] float32 in [-1, 1], on the backend's device.
 
     Raises:
         InputError: a point lies outside the image.
     """
-    cells = cells_of_points(points_xy, embedding.size_hw, backend.grid_hw)
-    rows = np.empty((len(points_xy), *backend.grid_hw), np.float32)
+    cells = torch.from_numpy(cells_of_points(points_xy, embedding.size_hw, backend.grid_hw))
+    if features == "encoder":
+        return rows_of_one_map(embedding.tokens[0], cells)
+    rows = torch.empty((len(cells), *backend.grid_hw), device=embedding.tokens.device)
     for start in range(0, len(points_xy), prompts_per_batch):
         batch = slice(start, start + prompts_per_batch)
         tokens = backend.decoder_tokens(embedding, torch.from_numpy(points_xy[batch]))
-        rows[batch] = rows_of_cells(tokens, torch.from_numpy(cells[batch])).cpu().numpy()
-    return SimilarityTargets(points_xy=points_xy, point_kind=point_kind, similarity=rows)
+        rows[batch] = rows_of_cells(tokens, cells[batch])
+    return rows
+
+
+def features_at_points(
+    backend: SamBackend,
+    embedding: ImageEmbedding,
+    points_xy: NDArray[np.float32],
+    *,
+    prompts_per_batch: int = 64,
+    features: Features = "decoder",
+) -> Tensor:
+    """SAM's features in the cell of each point, F_i[c_i] of :func:`rows_at_points`, which see for the arguments.
+
+    Returns:
+        [P, C] float32 on the backend's device.
+
+    Raises:
+        InputError: a point lies outside the image.
+    """
+    cells = torch.from_numpy(cells_of_points(points_xy, embedding.size_hw, backend.grid_hw))
+    if features == "encoder":
+        return _in_cells(embedding.tokens.float().expand(len(cells), -1, -1, -1), cells)
+    batches = range(0, len(points_xy), prompts_per_batch)
+    chosen = [slice(start, start + prompts_per_batch) for start in batches]
+    found = [
+        _in_cells(backend.decoder_tokens(embedding, torch.from_numpy(points_xy[batch])), cells[batch])
+        for batch in chosen
+    ]
+    return torch.cat(found) if found else embedding.tokens.new_zeros((0, embedding.tokens.shape[1])).float()
+
+
+def _in_cells(tokens: Tensor, cells: Tensor) -> Tensor:
+    """Of map i of tokens [P, C, gh, gw] what is in cell i of [P, 2] (row, column): [P, C]."""
+    cells = cells.to(tokens.device)
+    return tokens[torch.arange(len(tokens), device=tokens.device), :, cells[:, 0], cells[:, 1]]
 
 
 def cells_of_points(
@@ -91,9 +148,16 @@ def rows_of_cells(tokens: Tensor, cells: Tensor) -> Tensor:
         [P, gh, gw] float32 in [-1, 1].
     """
     directions = F.normalize(tokens.float(), dim=1)
-    cells = cells.to(tokens.device)
-    own = directions[torch.arange(len(tokens), device=tokens.device), :, cells[:, 0], cells[:, 1]]  # [P, C]
+    own = _in_cells(directions, cells)
     return torch.einsum("pc,pchw->phw", own, directions).clamp(-1, 1)  # Eq: S4M/self-similarity
+
+
+def rows_of_one_map(tokens: Tensor, cells: Tensor) -> Tensor:
+    """As :func:`rows_of_cells` where all points share one map, tokens [C, gh, gw]."""
+    directions = F.normalize(tokens.float(), dim=0)
+    cells = cells.to(tokens.device)
+    own = directions[:, cells[:, 0], cells[:, 1]]  # [C, P]
+    return torch.einsum("cp,chw->phw", own, directions).clamp(-1, 1)  # Eq: S4M/self-similarity
 
 
 def sample_target_points(
