@@ -7,15 +7,19 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+from data_schemas.manifest import StoreIdentity
+from jobs.distillation_checks import DRAWN, FROM_STORE, check_distillation
 from jobs.settings import hydrate, known_keys
 from jobs.store_checks import image_keys, refuse_other_images
 from pipeline.data.arp import ArpSettings
 from pipeline.data.coco import CocoSet, load_coco
+from pipeline.distill.live_sam import LiveSamSettings
 from pipeline.errors import ConfigError, StoreMismatchError
 from pipeline.models.pseudo_labels import PseudoLabelFilter
 from pipeline.models.student_settings import StudentSettings
 from pipeline.refine.build import refuse_unknown_settings, setting_names
 from pipeline.stores.index import StoreIndex
+from pipeline.stores.target_features import refuse_other_features
 
 _BLOCKS = {"pseudo_labels": PseudoLabelFilter, "arp": ArpSettings, "settings": StudentSettings}
 """Parts of a student's ``model`` with settings of a dataclass."""
@@ -24,6 +28,7 @@ _REFINER = ("name", "sam", "sam_config", "device", "store", "cached_embeddings")
 KNOWN_KEYS = (
     *(f"model.refiner.{name}" for name in (*_REFINER, *setting_names())),
     *(key for name, kind in _BLOCKS.items() for key in known_keys(kind, f"model.{name}.")),
+    *(key for prefix in ("model.", "model.detector.") for key in known_keys(LiveSamSettings, f"{prefix}live_sam.")),
 )
 """Settings that a training config may have although the file leaves them at their defaults."""
 
@@ -106,6 +111,10 @@ def check_settings(config: Any, *, where: str | Path) -> None:
             wrong.append(f"\n    - {name}: nothing reads this (nearest: {alike[0]})")
     if wrong:
         raise ConfigError("settings that cannot be used", where=where, got="".join(wrong), fix="correct them")
+    named = [
+        (name, each) for each in _dicts(config.train_dataloader) for name in (FROM_STORE, DRAWN) if _is(each, name)
+    ]
+    check_distillation(config.model, named, where=where)
     if "detector" in config.model:
         refiner = dict(config.model.get("refiner") or {"name": "none"})
         refuse_unknown_settings(**{key: value for key, value in refiner.items() if key not in _REFINER[1:]})
@@ -128,8 +137,10 @@ def check_inputs(config: Any) -> None:
     if taught is not None:
         check_classes(config, taught, where=settings["annotation_file"])
     for transform in _dicts(config.train_dataloader):
-        if _is(transform, "LoadSimilarityTargets") and taught is not None:
-            _check_store(str(transform["store"]), "similarity", taught, has_all=not settings.get("class_names"))
+        if _is(transform, FROM_STORE) and taught is not None:
+            store = str(transform["store"])
+            identity = _check_store(store, "similarity", taught, has_all=not settings.get("class_names"))
+            refuse_other_features(identity, transform.get("features", "decoder"), where=store)
     refiner = dict(config.model.get("refiner") or {})
     if refiner.get("name") in _NEEDS_LIBRARY:
         if not refiner.get("store"):
@@ -171,7 +182,7 @@ def _load(settings: Mapping[str, Any]) -> CocoSet:
     return InstanceDataset(pipeline=[], **{name: settings[name] for name in wanted if name in settings}).coco
 
 
-def _check_store(uri: str, kind: Any, images: CocoSet | None, *, has_all: bool = True) -> None:
+def _check_store(uri: str, kind: Any, images: CocoSet | None, *, has_all: bool = True) -> StoreIdentity:
     """The store holds these images, and was made from the same annotations where it holds exactly them.
 
     Without all classes of the file (``has_all``) the annotations cannot be compared: precompute-sam takes all.
@@ -181,8 +192,7 @@ def _check_store(uri: str, kind: Any, images: CocoSet | None, *, has_all: bool =
         StoreMismatchError: a store of other images.
     """
     if images is None:
-        StoreIndex.open(uri, kind)
-        return
+        return StoreIndex.open(uri, kind).part.identity
     part = refuse_other_images(uri, kind, image_keys(images.images))
     is_same = has_all and kind == "similarity" and part.num_images == len(images.images)
     if is_same and part.identity.dataset_fingerprint != images.fingerprint:
@@ -193,6 +203,7 @@ def _check_store(uri: str, kind: Any, images: CocoSet | None, *, has_all: bool =
             got=f"fingerprint {part.identity.dataset_fingerprint[:12]}",
             fix="run precompute-sam again with another --work-dir, and name that store",
         )
+    return part.identity
 
 
 def _data_sets(config: Any) -> Iterator[Mapping[str, Any]]:

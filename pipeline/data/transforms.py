@@ -10,10 +10,11 @@ from mmdet.structures.mask import BitmapMasks
 from mmengine.structures import InstanceData
 from numpy.typing import NDArray
 
-from data_schemas.similarity import INSIDE_GROUND_TRUTH
+from data_schemas.similarity import INSIDE_GROUND_TRUTH, Features
 from pipeline.errors import ConfigError
-from pipeline.sam.decoder_features import cells_of_points
+from pipeline.sam.decoder_features import cells_of_points, sample_target_points
 from pipeline.stores.similarity_store import SimilarityStore
+from pipeline.stores.target_features import refuse_other_features
 
 META_KEYS = ("img_id", "img_path", "ori_shape", "img_shape", "homography_matrix")
 
@@ -42,21 +43,41 @@ class LoadSimilarityTargets(BaseTransform):
     Some of the points lie inside the ground truth, some anywhere (S4M: 64 + 64 of those stored).
     """
 
-    def __init__(self, store: str, num_inside: int = 64, num_uniform: int = 64) -> None:
+    def __init__(
+        self,
+        store: str,
+        num_inside: int = 64,
+        num_uniform: int = 64,
+        features: Features = "decoder",
+        keep_view: bool = False,
+    ) -> None:
+        """Name the store; it is opened later.
+
+        Args:
+            store: Written by ``precompute-sam``.
+            num_inside: Points inside the ground truth, per step.
+            num_uniform: Points anywhere, per step.
+            features: decoder | encoder: what the store's rows must compare (``similarity.features`` there).
+            keep_view: Keep the view's pixels, for a network with ``live_sam`` that asks SAM at the same points.
+        """
         self.store_uri, self.num_inside, self.num_uniform = store, num_inside, num_uniform
+        self.features, self.keep_view = features, keep_view
         self._store: SimilarityStore | None = None
 
     @property
     def store(self) -> SimilarityStore:
         """Opened on first use, in the process that reads."""
         if self._store is None:
-            self._store = SimilarityStore.open(self.store_uri)
+            store = SimilarityStore.open(self.store_uri)
+            refuse_other_features(store.identity, self.features, where=self.store_uri)
+            self._store = store
         return self._store
 
     def transform(self, results: dict[str, Any]) -> dict[str, Any]:
-        """Attach ``similarity_cells`` [P] int64 and ``similarity_rows`` [P, gh, gw] float32.
+        """Attach ``similarity_points`` [P, 2] float32, ``similarity_cells`` [P] int64, ``similarity_rows`` [P, gh, gw].
 
         Raises:
+            StoreMismatchError: the store's rows compare other features.
             ConfigError: the store holds fewer points per image than one step uses.
         """
         targets = self.store.read(results["img_id"], self._draw(results["img_id"]))
@@ -64,6 +85,7 @@ class LoadSimilarityTargets(BaseTransform):
         cells = cells_of_points(targets.points_xy, results["ori_shape"], grid)
         results["similarity_cells"] = cells[:, 0] * grid[1] + cells[:, 1]
         results["similarity_rows"] = targets.similarity
+        results["similarity_points"], results["keep_view"] = targets.points_xy, self.keep_view
         return results
 
     def _draw(self, image_id: int) -> NDArray[np.int64]:
@@ -81,6 +103,37 @@ class LoadSimilarityTargets(BaseTransform):
                 fix="lower num_inside and num_uniform, or run precompute-sam with more points",
             )
         return np.concatenate([inside, uniform])
+
+
+class DrawTargetPoints(BaseTransform):
+    """Draw points in the view, for a SAM that runs in the training step (``live_sam`` of the network), as S4M does.
+
+    Some lie inside the view's ground truth, some anywhere in it (S4M: 64 + 64).
+    """
+
+    def __init__(self, num_inside: int = 64, num_uniform: int = 64) -> None:
+        self.num_inside, self.num_uniform = num_inside, num_uniform
+
+    def transform(self, results: dict[str, Any]) -> dict[str, Any]:
+        """Attach ``similarity_points`` [P, 2] float32, canonical, and have the view's pixels kept.
+
+        Raises:
+            ConfigError: a negative count, or no point at all.
+        """
+        masks: NDArray[np.bool_] = results["gt_masks"].masks.astype(bool)
+        points_xy, _ = sample_target_points(
+            np.asarray(masks.any(axis=0)) if len(masks) else None,
+            results["img"].shape[:2],
+            num_inside=self.num_inside,
+            num_uniform=self.num_uniform,
+            # The stream seeds numpy's global generator for every sample.
+            rng=np.random.default_rng(np.random.randint(0, 2**31, 4)),
+        )
+        to_canonical = np.linalg.inv(results["homography_matrix"].astype(np.float64))
+        mapped = np.column_stack([points_xy, np.ones(len(points_xy))]) @ to_canonical.T
+        results["similarity_points"] = (mapped[:, :2] / mapped[:, 2:]).astype(np.float32)
+        results["keep_view"] = True
+        return results
 
 
 class HideGroundTruth(BaseTransform):
@@ -102,14 +155,19 @@ class PackSample(PackDetInputs):
         super().__init__(meta_keys=meta_keys)
 
     def transform(self, results: dict[str, Any]) -> dict[str, Any]:
-        """Inputs [3, H, W] uint8 and a ``DetDataSample``."""
+        """Inputs [3, H, W] uint8 and a ``DetDataSample``.
+
+        Where they are asked for, it has ``sam_targets``: points_xy [P, 2] canonical and, from a store, cells [P] and
+        rows [P, gh, gw]; and ``sam_view`` [H, W, 3] uint8 RGB, the view as it is, without padding.
+        """
         packed: dict[str, Any] = super().transform(results)
         sample = packed["data_samples"]
-        if "similarity_rows" in results:
-            sample.sam_targets = InstanceData(
-                cells=torch.from_numpy(results["similarity_cells"]),
-                rows=torch.from_numpy(results["similarity_rows"]),
-            )
+        if "similarity_points" in results:
+            names = {"points_xy": "similarity_points", "cells": "similarity_cells", "rows": "similarity_rows"}
+            there = {name: results[key] for name, key in names.items() if key in results}
+            sample.sam_targets = InstanceData(**{name: torch.from_numpy(value) for name, value in there.items()})
+        if results.get("keep_view"):
+            sample.sam_view = torch.from_numpy(np.array(results["img"]))
         if "hidden_masks" in results:
             masks = torch.from_numpy(results["hidden_masks"].masks.astype(bool))
             sample.hidden_truth = InstanceData(labels=torch.from_numpy(results["hidden_labels"]), masks=masks)

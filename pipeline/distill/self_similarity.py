@@ -29,6 +29,10 @@ class View:
     canvas_hw: tuple[int, int]
     """Area in view pixels that the feature map covers, padding included."""
 
+    def as_image(self) -> "View":
+        """The same view as an image of its own: what it shows is canonical, and all of it is visible."""
+        return View(torch.eye(3, dtype=self.homography.dtype), self.valid_hw, self.valid_hw, self.canvas_hw)
+
 
 def grid_centres(grid_hw: tuple[int, int], canonical_hw: tuple[int, int]) -> Tensor:
     """Centres of the grid's cells, which cover the canonical image edge to edge: [gh * gw, 2] float32 (x, y)."""
@@ -36,6 +40,23 @@ def grid_centres(grid_hw: tuple[int, int], canonical_hw: tuple[int, int]) -> Ten
     columns = (torch.arange(grid_hw[1]) + 0.5) * (canonical_hw[1] / grid_hw[1])
     y, x = torch.meshgrid(rows, columns, indexing="ij")
     return torch.stack([x.flatten(), y.flatten()], dim=1)
+
+
+def points_in_view(points_xy: Tensor, view: View) -> tuple[Tensor, Tensor]:
+    """Where canonical points lie in a view.
+
+    Args:
+        points_xy: [P, 2] float, canonical pixels.
+        view: The view.
+
+    Returns:
+        [P, 2] view pixels, and [P] bool: which of them the view shows.
+    """
+    mapped = F.pad(points_xy, (0, 1), value=1.0) @ view.homography.to(points_xy).T  # [P, 3]
+    xy = mapped[:, :2] / mapped[:, 2:]
+    height, width = view.valid_hw
+    visible = (mapped[:, 2] > 0) & (xy >= 0).all(dim=1) & (xy[:, 0] < width) & (xy[:, 1] < height)
+    return xy, visible
 
 
 def features_at_cells(features: Tensor, view: View, grid_hw: tuple[int, int]) -> tuple[Tensor, Tensor]:
@@ -49,12 +70,7 @@ def features_at_cells(features: Tensor, view: View, grid_hw: tuple[int, int]) ->
     Returns:
         features [gh * gw, C] and visible [gh * gw] bool. Values of invisible cells mean nothing.
     """
-    homography = view.homography.to(features)
-    centres = F.pad(grid_centres(grid_hw, view.canonical_hw).to(features), (0, 1), value=1.0)  # [G, 3]
-    mapped = centres @ homography.T
-    xy = mapped[:, :2] / mapped[:, 2:]
-    height, width = view.valid_hw
-    visible = (mapped[:, 2] > 0) & (xy >= 0).all(dim=1) & (xy[:, 0] < width) & (xy[:, 1] < height)
+    xy, visible = points_in_view(grid_centres(grid_hw, view.canonical_hw).to(features), view)
     canvas = xy.new_tensor([view.canvas_hw[1], view.canvas_hw[0]])
     where = (2 * xy / canvas - 1)[None, None]  # [1, 1, G, 2]
     sampled = F.grid_sample(features[None], where, mode="bilinear", padding_mode="border", align_corners=False)

@@ -1,6 +1,6 @@
 """Mask2Former with two additions: structural distillation on its features, and pixel-weighted mask targets."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,6 +15,7 @@ from mmdet.utils import reduce_mean
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
+from pipeline.distill.live_sam import LiveSam, LiveSamSettings, Shown, refuse_feature_matching_without_sam
 from pipeline.distill.self_similarity import View, similarity_rows
 from pipeline.distill.structural_loss import structural_loss
 from pipeline.errors import ConfigError
@@ -44,22 +45,34 @@ def captured_output(module: nn.Module) -> Iterator[list[Any]]:
 class DistilledMask2Former(Mask2Former):
     """Mask2Former whose mask features imitate SAM's self-similarity on samples that carry SAM's targets.
 
-    Eq: S4M/structural-loss. The loss is applied once, not per decoder layer, on labelled images only.
+    Eq: S4M/structural-loss. The loss is applied once, not per decoder layer, on labelled images only. The switches
+    are those of S4M's ablations; their defaults are the method.
     """
 
     def __init__(
-        self, *args: Any, structural_weight: float = 1.0, structural_feature: str = "decoder", **kwargs: Any
+        self,
+        *args: Any,
+        structural_weight: float = 1.0,
+        structural_feature: str = "decoder",
+        distillation: str = "structural",
+        live_sam: Mapping[str, Any] | None = None,
+        **kwargs: Any,
     ) -> None:
         """Like Mask2Former.
 
         Args:
             *args: Mask2Former's.
-            structural_weight: Weight of the structural loss (paper: 1).
+            structural_weight: Weight of the distillation loss (paper: 1).
             structural_feature: decoder (the pixel decoder's mask features; paper) | encoder (last backbone map).
+            distillation: structural (self-similarity) | feature (plain feature matching through a learned linear
+                map, see ``pipeline.distill.feature_loss``; it needs ``live_sam``).
+            live_sam: Fields of :class:`LiveSamSettings`: ask SAM in every step about the view itself, at the points
+                that the samples carry; None: learn the rows that the samples carry, from a store.
             **kwargs: Mask2Former's.
 
         Raises:
-            ConfigError: an unknown feature, or more detections asked for than there can be.
+            ConfigError: an unknown feature, loss or setting of the live SAM, feature matching without a live SAM, or
+                more detections asked for than there can be.
         """
         super().__init__(*args, **kwargs)
         # Not found before the first validation otherwise, at the end of a training.
@@ -76,10 +89,17 @@ class DistilledMask2Former(Mask2Former):
             raise ConfigError(
                 "unknown feature", where="structural_feature", expected="decoder | encoder", got=structural_feature
             )
+        refuse_feature_matching_without_sam(distillation, live_sam)
         self.structural_weight, self.structural_feature = structural_weight, structural_feature
+        self.distillation = distillation
+        self.live_sam = None if live_sam is None else LiveSam(LiveSamSettings(**live_sam))
+        if distillation == "feature" and self.live_sam is not None:
+            head = kwargs["panoptic_head"]
+            width = head["in_channels"][-1] if structural_feature == "encoder" else head["out_channels"]
+            self.feature_projection = nn.Linear(width, self.live_sam.settings.channels)
 
     def loss(self, batch_inputs: Tensor, batch_data_samples: list[DetDataSample]) -> dict[str, Tensor]:
-        """Mask2Former's losses, and ``loss_structural`` where the samples carry SAM's targets."""
+        """Mask2Former's losses, and ``loss_structural`` or ``loss_feature`` where samples carry SAM's points."""
         source = self.backbone if self.structural_feature == "encoder" else self.panoptic_head.pixel_decoder
         with captured_output(source) as outputs:
             losses = super().loss(batch_inputs, batch_data_samples)
@@ -87,18 +107,44 @@ class DistilledMask2Former(Mask2Former):
             features = outputs[0][-1] if self.structural_feature == "encoder" else outputs[0][0]
             # Half precision would round positions of large views by up to a pixel, and cosines near 1.
             with torch.autocast(features.device.type, enabled=False):
-                losses["loss_structural"] = self.structural_weight * _distil(
-                    features, batch_data_samples
-                )  # Eq: S4M/structural-loss
+                loss = self._distil(features, batch_data_samples)
+            losses[f"loss_{self.distillation}"] = self.structural_weight * loss  # Eq: S4M/structural-loss
         return losses
 
+    def _distil(self, features: Tensor, samples: Sequence[DetDataSample]) -> Tensor:
+        """Distillation loss of a batch: features [B, C, h, w]; samples without targets do not count."""
+        taught = [pair for pair in zip(features, samples, strict=True) if "sam_targets" in pair[1]]
+        if self.live_sam is None:
+            return _from_store(taught)
+        batch = [_shown(feature.float(), sample) for feature, sample in taught]
+        if self.distillation == "feature":
+            return self.live_sam.feature(batch, self.feature_projection)
+        return self.live_sam.structural(batch)
 
-def _distil(features: Tensor, samples: list[DetDataSample]) -> Tensor:
-    """Structural loss of a batch: features [B, C, h, w]; samples without targets do not count."""
+
+def _shown(feature: Tensor, sample: DetDataSample) -> Shown:
+    """A sample for a live SAM."""
+    if "sam_view" not in sample:
+        raise ConfigError(
+            "a live SAM needs the pixels of the view",
+            where="model.live_sam",
+            expected="DrawTargetPoints, or LoadSimilarityTargets(keep_view=True), before PackSample",
+            got=f"image {sample.img_id} without them",
+        )
+    return Shown(feature, view_of(sample.metainfo), sample.sam_view.cpu().numpy(), sample.sam_targets.points_xy)
+
+
+def _from_store(taught: Sequence[tuple[Tensor, DetDataSample]]) -> Tensor:
+    """Structural loss of feature maps [C, h, w] against the rows that their samples carry."""
     rows, targets, masks = [], [], []
-    for feature, sample in zip(features, samples, strict=True):
-        if "sam_targets" not in sample:
-            continue
+    for feature, sample in taught:
+        if "rows" not in sample.sam_targets:
+            raise ConfigError(
+                "samples carry points and no similarity rows",
+                where="model.live_sam",
+                expected="a SAM to ask, or LoadSimilarityTargets instead of DrawTargetPoints",
+                got=None,
+            )
         wanted = sample.sam_targets.rows
         row, mask = similarity_rows(feature, view_of(sample.metainfo), sample.sam_targets.cells, wanted.shape[1:])
         rows.append(row)

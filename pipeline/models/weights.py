@@ -20,6 +20,8 @@ EMBEDDED = {"scenes-base": ASSETS / "scenes_base.safetensors"}
 """Starts that are shipped with the package, by name."""
 CLASS_LAYERS = r"panoptic_head\.cls_embed\."
 """A start for other classes has none of these."""
+_OF_ONE_TRAINING = r"^feature_projection\."
+"""Serves one training's loss and no prediction: the map to SAM's channels of the feature matching."""
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
@@ -117,14 +119,16 @@ def load_network(model: nn.Module, weights: Mapping[str, Tensor], *, where: str 
         model: The network.
         weights: By plain name.
         where: Named in errors.
-        may_lack: Pattern of parameters that may be absent (they keep their initial values).
+        may_lack: Pattern of parameters that may be absent (they keep their initial values). What only served the
+            loss of a training may always be absent, or there and not used.
 
     Raises:
         CheckpointError: other names or shapes than the network's.
     """
     own = model.state_dict()
-    missing = [n for n in own if n not in weights and not (may_lack and re.search(may_lack, n))]
-    surplus = [n for n in weights if n not in own]
+    optional = f"{_OF_ONE_TRAINING}|{may_lack}" if may_lack else _OF_ONE_TRAINING
+    missing = [n for n in own if n not in weights and not re.search(optional, n)]
+    surplus = [n for n in weights if n not in own and not re.search(_OF_ONE_TRAINING, n)]
     shapes = [n for n in own if n in weights and weights[n].shape != own[n].shape]
     if missing or surplus or shapes:
         raise CheckpointError(
