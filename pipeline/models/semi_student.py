@@ -79,7 +79,8 @@ class SemiStudent(SemiBaseDetector):
     def loss(self, multi_batch_inputs: dict[str, Tensor], multi_batch_data_samples: dict[str, Any]) -> dict[str, Any]:
         """One step: learn the labels, then what the refined teacher says of the unlabelled images."""
         inputs, samples = multi_batch_inputs["unsup"], multi_batch_data_samples["unsup"]
-        losses = _prefixed("sup", self.student.loss(multi_batch_inputs["sup"], multi_batch_data_samples["sup"]))
+        labelled = self.labelled_samples(multi_batch_data_samples["sup"])
+        losses = _prefixed("sup", self.student.loss(multi_batch_inputs["sup"], labelled))
         rng = np.random.default_rng([self.settings.seed, *self.step_key])
         with torch.autocast(inputs.device.type, enabled=False):  # only what is learnt is in half precision
             queries = self.teacher_queries(inputs, samples)
@@ -92,6 +93,24 @@ class SemiStudent(SemiBaseDetector):
         weight = self.settings.unlabelled_weight * float(is_learnt)
         losses |= _prefixed("unsup", {name: value * weight for name, value in learned.items()})
         return losses | {name: inputs.new_tensor(value) for name, value in log.items()}
+
+    def labelled_samples(self, samples: list[DetDataSample]) -> list[DetDataSample]:
+        """The labelled samples with SAM's targets where this stage distils them, otherwise without.
+
+        Raises:
+            ConfigError: they are to be distilled and carry no targets.
+        """
+        for sample in samples:
+            if self.settings.distil_labelled and "sam_targets" not in sample:
+                raise ConfigError(
+                    "the labelled images carry nothing to distil",
+                    where="model.settings.distil_labelled",
+                    expected="LoadSimilarityTargets or DrawTargetPoints in the labelled stream, before PackSample",
+                    got=f"image {sample.img_id} without targets",
+                )
+            if not self.settings.distil_labelled and "sam_targets" in sample:
+                del sample.sam_targets
+        return samples
 
     @torch.no_grad()
     def teacher_queries(self, inputs: Tensor, samples: list[DetDataSample]) -> list[TeacherQueries]:

@@ -18,6 +18,8 @@ class StudentSettings:
     """
     min_pixels: int = 16
     """Refined masks with fewer pixels in the view are dropped: no empty target at stride 4 is trained on."""
+    distil_labelled: bool = False
+    """Distil SAM on the labelled images in this stage too (S4M: only the teacher's training does)."""
     watch_quality: bool = True
     """Log pseudo-label quality where the unlabelled images carry hidden ground truth."""
     seed: int = 0
