@@ -209,7 +209,7 @@ def subjects(photos: Sequence[Path], num_images: int) -> list[Subject]:
     for folder in photos:
         paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in (".jpg", ".png"))
         images = [read_image(path) for path in islice(paths, 0, None, max(1, len(paths) // num_images))][:num_images]
-        found.append(Subject(f"scenes-nano, {folder.name}", nano, replace(lenient, points_per_side=32), images))
+        found.append(Subject(f"scenes-nano, {folder.name}", nano, lenient, images))
     return found
 
 
@@ -221,7 +221,7 @@ def report(photos: Sequence[Path], num_images: int) -> dict[str, Any]:
     # First, because it says the memory that the process ever took.
     found["P4"] = {first.name: p4(first)}
     for subject in all_subjects:
-        print(subject.name, flush=True)
+        print(f"{subject.name}: {len(subject.images)} images", flush=True)
         found["P0"][subject.name] = p0(subject)
         found["P1"][subject.name] = p1(subject)
         found["P3"][subject.name] = p3(subject)
