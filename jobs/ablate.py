@@ -1,0 +1,221 @@
+"""``s4m-pipeline ablate``: the cells of one of S4M's tables on the embedded scenes, as tasks beside each other.
+
+Every cell with every seed ends in one file; what has ended is not run again, what was begun is gone on with, and a
+cell that fails costs no other.
+"""
+
+import os
+import re
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from jobs import ablation_data
+from jobs.ablation_plan import BUDGETS, Job, Planner, Study, missing_configs, refuse_missing, tasks_of
+from jobs.ablation_results import markdown_table, read_cell, rows_of, write_cell, write_table
+from jobs.ablation_tables import TITLES, find_table
+from jobs.demo import MAX_AT_ONCE
+from jobs.progress import Progress
+from jobs.ray_runner import LOCAL, WorkerSettings
+from jobs.side_by_side import PROGRAM
+from jobs.task_pool import NOT_RUN, Ended, Task, describe, run_tasks, run_tasks_on_ray
+from jobs.training import say
+from pipeline.errors import ConfigError
+
+_STEP = re.compile(r"^step (\d+)/(\d+) ")
+_SHOWN_PARTS = 200
+"""The progress is told at most so many times where there is no terminal."""
+
+
+def run(
+    table: str,
+    *,
+    seeds: int = 3,
+    work_dir: Path | None = None,
+    ray_address: str = LOCAL,
+    budget: str = "short",
+    dry_run: bool = False,
+) -> None:
+    """Do the command; see ``s4m-pipeline ablate --help``.
+
+    Args:
+        table: Name of a table of ``jobs/ablation_tables.py``.
+        seeds: How many; they are 1, 2, ...
+        work_dir: Everything is written here; work_dirs/ablation_<budget> by default.
+        ray_address: See ``jobs/ray_runner.py``.
+        budget: tiny | short | full: the demo's sizes --tiny, its default, --long.
+        dry_run: Say what would be run and which configs are missing.
+
+    Raises:
+        InputError: no such table, or results of other settings in the folder.
+        ConfigError: a missing config, or one that cannot be used.
+        SystemExit: some cells failed: the first one's exit code.
+    """
+    chosen = find_table(table)
+    if budget not in BUDGETS:
+        raise ConfigError("unknown budget", where="--budget", expected=" | ".join(BUDGETS), got=budget)
+    folder = (work_dir or Path("work_dirs") / f"ablation_{budget}").resolve()
+    study = Study(chosen, budget, seeds, folder)
+    if dry_run:
+        print_plan(study)
+    else:
+        run_study(study, ray_address=ray_address)
+
+
+def run_study(
+    study: Study,
+    *,
+    ray_address: str = LOCAL,
+    program: Sequence[str] = PROGRAM,
+    prepare: Callable[[Study], None] = ablation_data.prepare,
+) -> None:
+    """Run what is missing of a table and print it.
+
+    Args:
+        study: The table and its circumstances.
+        ray_address: ``local`` runs child processes here.
+        program: What tasks are given to.
+        prepare: Makes the data.
+
+    Raises:
+        PipelineError, SystemExit: as :func:`run`.
+    """
+    say(f"table {study.table.name}: {study.table.title}")
+    jobs = Planner(study).jobs()
+    found = {(job.cell.name, job.seed): content for job in jobs if (content := read_cell(job)) is not None}
+    left = [job for job in jobs if (job.cell.name, job.seed) not in found]
+    tasks = tasks_of(left)
+    say(f"{len(jobs)} cells with seeds 1 to {study.num_seeds}: {len(found)} done; {len(tasks)} tasks to run")
+    if tasks:
+        prepare(study)
+    failures: list[Ended] = []
+    for job in _finish(left, study):
+        found[(job.cell.name, job.seed)] = write_cell(job, study)
+    with _Work(left, tasks) as work:
+        for ended in _run(tasks, ray_address, program, work):
+            work.end(ended)
+            if ended.code:
+                failures.append(ended)
+                _tell_failure(ended, tasks)
+            for job in _finish([j for j in left if (j.cell.name, j.seed) not in found], study):
+                found[(job.cell.name, job.seed)] = write_cell(job, study)
+                _tell_cell(job, found[(job.cell.name, job.seed)])
+    _report(study, jobs, found, failures)
+
+
+def _run(tasks: Sequence[Task], ray_address: str, program: Sequence[str], work: "_Work") -> Iterator[Ended]:
+    at_once = min(os.cpu_count() or 1, MAX_AT_ONCE)
+    if ray_address == LOCAL:
+        return run_tasks(tasks, at_once=at_once, program=program, tell=work.heard)
+    theirs = None if tuple(program) == PROGRAM else program
+    return run_tasks_on_ray(tasks, address=ray_address, workers=WorkerSettings(), program=theirs)
+
+
+def _finish(jobs: Sequence[Job], study: Study) -> list[Job]:
+    """Those whose tasks have all ended well."""
+    return [job for job in jobs if all(step.is_done for step in job.steps)]
+
+
+class _Work:
+    """Progress in training steps, with the time left: from what the trainings print, or at their ends."""
+
+    def __init__(self, jobs: Sequence[Job], tasks: Sequence[Task]) -> None:
+        sizes = {step.task.name: step.num_steps for job in jobs for step in job.steps}
+        self._sizes = {task.name: sizes[task.name] for task in tasks}
+        self._done: Counter[str] = Counter()
+        self._bar = Progress("tasks", sum(self._sizes.values()), unit="steps")
+        self._ended = 0
+
+    def __enter__(self) -> "_Work":
+        self._bar.__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        if self._sizes:
+            self._bar.__exit__(*error)
+
+    def heard(self, name: str, line: str) -> None:
+        """A line of a training; called in threads."""
+        match = _STEP.match(line)
+        if match:
+            self._done[name] = self._sizes[name] * int(match[1]) // max(int(match[2]), 1)
+            self._show()
+
+    def end(self, ended: Ended) -> None:
+        """A task has ended; one that failed leaves nothing to wait for either."""
+        self._done[ended.name] = self._sizes[ended.name]
+        self._ended += 1
+        self._show(always=True)
+
+    def _show(self, *, always: bool = False) -> None:
+        new = sum(self._done.values()) - self._bar.done
+        if always or sys.stderr.isatty() or new * _SHOWN_PARTS >= self._bar.total:
+            self._bar.advance(new, note=f"{self._ended} of {len(self._sizes)} tasks ended")
+
+
+def _tell_failure(ended: Ended, tasks: Sequence[Task]) -> None:
+    log = next(task.log for task in tasks if task.name == ended.name)
+    say(f"\nfailed: {ended.name}: {describe(ended)}")
+    if ended.code != NOT_RUN:
+        say("".join(f"    {line}\n" for line in ended.last_lines) + f"    log: {log}")
+
+
+def _tell_cell(job: Job, content: dict[str, Any]) -> None:
+    figures = [
+        f"{TITLES[name]} {100 * value:.1f}"
+        for name, value in content["metrics"].items()
+        if name in TITLES and value is not None
+    ]
+    say(f"\n{job.cell.label}, seed {job.seed}: {', '.join(figures)}")
+
+
+def _report(
+    study: Study, jobs: Sequence[Job], found: dict[tuple[str, int], dict[str, Any]], failures: Sequence[Ended]
+) -> None:
+    """The table, where everything is, and what failed.
+
+    Raises:
+        SystemExit: something failed.
+    """
+    missing = [f"{job.cell.name}, seed {job.seed}" for job in jobs if (job.cell.name, job.seed) not in found]
+    rows = rows_of(study.table, found)
+    path = write_table(study, rows, missing)
+    say(f"\n{markdown_table({'rows': rows})}\n")
+    say(f"results: {path}; cells: {study.cell_file(jobs[0].cell, 1).parent}; logs: {study.work_dir / 'logs'}")
+    if failures:
+        say(f"{len(missing)} of {len(jobs)} cells are missing: {'; '.join(missing)}")
+        say("the same command runs what is missing, and goes on with what was begun")
+        first = next(ended for ended in failures if ended.code != NOT_RUN)
+        raise SystemExit(first.code if first.code > 0 else 6)
+
+
+def print_plan(study: Study) -> None:
+    """What would be run.
+
+    Raises:
+        ConfigError: configs are missing; what there is to say without them is said first.
+    """
+    size, missing = study.size, missing_configs(study)
+    say(f"table {study.table.name}: {study.table.title}")
+    say(f"{len(study.table.cells)} cells, seeds 1 to {study.num_seeds}, budget {study.budget}:")
+    say(f"  {size.num_train} scenes, {size.percent:g} % of them labelled; evaluated on {size.num_val}")
+    say(f"  teachers {size.teacher_steps} steps; students {size.student_steps} steps, burn-in {size.burn_in}")
+    for cell in study.table.cells:
+        parts = {"teacher": cell.teacher, "student": cell.student, "labels": cell.labels}
+        named = [
+            f"{stage} {' '.join([part.config, *part.options])}" for stage, part in parts.items() if part is not None
+        ]
+        say(f"  {cell.label}: {'; '.join(named)}")
+    if missing:
+        refuse_missing(study)
+    jobs = Planner(study).jobs()
+    done = [job for job in jobs if read_cell(job) is not None]
+    tasks = tasks_of([job for job in jobs if job not in done])
+    kinds = Counter(task.words[0] for task in tasks)
+    say(
+        f"{len(done)} of {len(jobs)} cells done; to run: "
+        + (", ".join(f"{n} x {kind}" for kind, n in kinds.items()) or "nothing")
+    )
+    say("dry run: nothing was written")

@@ -1,0 +1,220 @@
+"""Tables: declared soundly, run once and to the end, gone on with after a kill, and computed from the cells' files."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from jobs import ablate
+from jobs.ablation_plan import BUDGETS, CONFIGS, Planner, Study, missing_configs
+from jobs.ablation_results import markdown_table, rows_of
+from jobs.ablation_tables import TABLES, TITLES, Cell, Part, Table, find_table
+from jobs.networks import as_text
+from jobs.training import read_training_config
+from pipeline.errors import ConfigError, InputError
+
+ROOT = Path(__file__).parents[2]
+TEACHER, STUDENT = Part("teacher/scenes_supervised"), Part("student/scenes_none")
+TOY = Table(
+    "6",
+    "A toy",
+    (
+        Cell("I", "alone", TEACHER, STUDENT),
+        Cell("II", "with labels", TEACHER, Part("student/scenes_none", ("model.arp=None",)), labels=STUDENT),
+    ),
+    figures=("mask_AP", "class_accuracy", "segmentation_quality"),
+)
+
+
+def study_of(folder, *, table=TOY, num_seeds=1):
+    return Study(table, "tiny", num_seeds, folder / "work")
+
+
+def run(folder, **changes):
+    program = (sys.executable, "-u", str(ROOT / "tests/jobs/toy_trainer.py"), str(folder))
+    ablate.run_study(study_of(folder, **changes), program=program, prepare=lambda _: None)
+
+
+def calls(folder):
+    return [line.split()[0] for line in (folder / "calls").read_text().splitlines()]
+
+
+def cell_files(folder):
+    return {path.name: json.loads(path.read_text()) for path in (folder / "work/results/6").iterdir()}
+
+
+@pytest.mark.parametrize("table", TABLES, ids=lambda table: table.name)
+def test_tables_are_sound(table):
+    names = [cell.name for cell in table.cells]
+    assert len(set(names)) == len(names) > 1
+    assert all(re.fullmatch(r"\w+", name) for name in names)
+    assert set(table.figures) <= set(TITLES)
+    assert missing_configs(Study(table, "short", 1, Path("nowhere"))) == {}
+
+
+@pytest.mark.parametrize("table", TABLES, ids=lambda table: table.name)
+def test_cells_of_a_table_have_one_budget(table, tmp_path):
+    study = study_of(tmp_path, table=table)
+    jobs = Planner(study).jobs()
+    assert len({tuple(step.stage for step in job.steps) for job in jobs}) == 1
+    for stage in ("teacher", "student"):
+        words = [" ".join(step.task.words) for job in jobs for step in job.steps if step.stage == stage]
+        for option in ("max_iters", "seed", "data_root", "split_file", "burn_in", "checkpoint_interval"):
+            assert len({tuple(re.findall(rf"{option}=(\S+)", line)) for line in words}) <= 1
+    assert len({job.digest for job in jobs}) == len(jobs)
+
+
+OPTIONS = {part for table in TABLES for c in table.cells for part in (c.teacher, c.student) if part and part.options}
+
+
+@pytest.mark.parametrize("part", sorted(OPTIONS, key=str), ids=lambda part: " ".join([part.config, *part.options]))
+def test_options_of_tables_have_an_effect(part):
+    file = CONFIGS / f"{part.config}.py"
+    without, changed = read_training_config(file, []), read_training_config(file, list(part.options))
+    assert as_text(without) != as_text(changed)
+
+
+def test_tables_are_found_by_name_and_others_named():
+    assert find_table("a1").name == find_table("A.1").name == "A.1"
+    assert find_table("6").name == "6"
+    with pytest.raises(InputError, match=r"3 \| 4 \| 5 \| 6 \| A.1 \| A.2[\s\S]*A.3"):
+        find_table("A.3")
+
+
+def test_teachers_are_shared_and_seeds_are_not(tmp_path):
+    jobs = Planner(study_of(tmp_path, num_seeds=2)).jobs()
+    teachers = [job.steps[0].task.name for job in jobs]
+    assert teachers[0] == teachers[1] != teachers[2] == teachers[3]
+    assert len({job.steps[1].task.name for job in jobs}) == 4
+    elsewhere = Planner(study_of(tmp_path / "elsewhere", num_seeds=2)).jobs()
+    assert [job.digest for job in elsewhere] == [job.digest for job in jobs]
+    longer = Planner(Study(TOY, "short", 2, tmp_path / "work")).jobs()
+    assert {job.digest for job in longer}.isdisjoint(job.digest for job in jobs)
+
+
+def test_a_table_is_run_once(tmp_path, capsys):
+    run(tmp_path, num_seeds=2)
+    assert sorted(calls(tmp_path)) == ["pseudo-label"] * 2 + ["train-student"] * 4 + ["train-teacher"] * 2
+    results = json.loads((tmp_path / "work/s4m_6.json").read_text())
+    assert markdown_table(results) in capsys.readouterr().out
+    assert results["missing"] == []
+    before = cell_files(tmp_path)
+    run(tmp_path, num_seeds=2)
+    assert len(calls(tmp_path)) == 8
+    assert cell_files(tmp_path) == before
+    run(tmp_path, num_seeds=3)
+    assert len(calls(tmp_path)) == 12
+
+
+def test_a_cell_file_says_what_was_run(tmp_path):
+    run(tmp_path)
+    content = cell_files(tmp_path)["II_seed1.json"]
+    assert (content["table"], content["cell"], content["seed"], content["budget"]) == ("6", "II", 1, "tiny")
+    assert set(content["wall_seconds"]) == set(content["tasks"]) == {"teacher", "student", "labels"}
+    assert all(seconds > 0 for seconds in content["wall_seconds"].values())
+    assert "model.arp=None" in content["tasks"]["student"]["options"]
+    assert content["metrics"]["mask_AP"] == pytest.approx(0.5)
+    assert content["metrics"]["class_accuracy"] == 0.9
+    assert "torch" in content["provenance"]["versions"]
+
+
+def test_a_failed_cell_costs_no_other_and_is_run_again(tmp_path, capsys):
+    (tmp_path / "fail_model.arp=None").touch()
+    with pytest.raises(SystemExit) as stop:
+        run(tmp_path)
+    assert stop.value.code == 3
+    assert set(cell_files(tmp_path)) == {"I_seed1.json"}
+    assert json.loads((tmp_path / "work/s4m_6.json").read_text())["missing"] == ["II, seed 1"]
+    out = capsys.readouterr().out
+    assert "error: model.arp=None is broken" in out
+    assert "1 of 2 cells are missing: II, seed 1" in out
+    (tmp_path / "fail_model.arp=None").unlink()
+    run(tmp_path)
+    assert set(cell_files(tmp_path)) == {"I_seed1.json", "II_seed1.json"}
+    last = (tmp_path / "calls").read_text().splitlines()[-1]
+    assert last.endswith("--resume")
+    assert calls(tmp_path).count("train-teacher") == 1
+
+
+def test_a_killed_table_goes_on_where_it_stopped(tmp_path):
+    (tmp_path / "hang_model.arp=None").touch()
+    code = "import sys; from pathlib import Path; from tests.jobs import test_ablate;test_ablate.run(Path(sys.argv[1]))"
+    process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT)
+    done, until = tmp_path / "work/results/6/I_seed1.json", time.monotonic() + 120
+    while not (done.exists() and "model.arp" in (tmp_path / "calls").read_text()):
+        assert time.monotonic() < until
+        assert process.poll() is None
+        time.sleep(0.1)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    before = calls(tmp_path)
+    (tmp_path / "hang_model.arp=None").unlink()
+    run(tmp_path)
+    assert calls(tmp_path)[len(before) :] == ["train-student"]
+    assert (tmp_path / "calls").read_text().splitlines()[-1].endswith("--resume")
+    assert set(cell_files(tmp_path)) == {"I_seed1.json", "II_seed1.json"}
+
+
+def test_results_of_other_settings_are_not_mixed_in(tmp_path):
+    run(tmp_path)
+    file = tmp_path / "work/results/6/I_seed1.json"
+    content = json.loads(file.read_text())
+    file.write_text(json.dumps({**content, "digest": "0" * 64}))
+    with pytest.raises(InputError, match=r"other settings[\s\S]*I_seed1"):
+        run(tmp_path)
+    file.write_text("{")
+    with pytest.raises(InputError, match="not a cell"):
+        run(tmp_path)
+
+
+def test_missing_configs_are_all_named_with_their_cells(tmp_path):
+    cells = (Cell("a", "first", TEACHER, Part("ablation/no_a")), Cell("b", "second", Part("ablation/no_b"), STUDENT))
+    study = study_of(tmp_path, table=Table("6", "A toy", cells))
+    for call in (lambda: ablate.print_plan(study), lambda: ablate.run_study(study, prepare=lambda _: None)):
+        with pytest.raises(ConfigError, match=r"configs/ablation/no_a.py, of: first[\s\S]*no_b.py, of: second"):
+            call()
+    assert not (tmp_path / "work").exists()
+
+
+def test_a_config_of_the_other_stage_is_refused(tmp_path):
+    table = Table("6", "A toy", (Cell("a", "first", STUDENT),))
+    with pytest.raises(ConfigError, match="wants a teacher here"):
+        Planner(study_of(tmp_path, table=table)).jobs()
+
+
+def test_a_dry_run_writes_nothing_and_says_what_is_left(tmp_path, capsys):
+    ablate.run("6", seeds=2, work_dir=tmp_path / "work", budget="tiny", dry_run=True)
+    out = capsys.readouterr().out
+    assert "0 of 12 cells done; to run: 4 x train-teacher, 12 x train-student" in out
+    assert "III = II + structural distillation: teacher teacher/scenes_structural" in out
+    assert not (tmp_path / "work").exists()
+    with pytest.raises(ConfigError, match="budget"):
+        ablate.run("6", budget="huge", dry_run=True)
+
+
+def test_the_table_is_the_mean_and_the_sample_deviation_over_seeds():
+    def cell(ap, quality=None):
+        return {"metrics": {"mask_AP": ap, "class_accuracy": 0.25, "segmentation_quality": quality}}
+
+    found = {("I", 1): cell(0.1), ("I", 2): cell(0.2), ("I", 3): cell(0.6), ("II", 1): cell(0.5, 0.75)}
+    rows = rows_of(TOY, found)
+    assert rows[0]["mean"]["mask_AP"] == pytest.approx(0.3)
+    assert rows[0]["std"]["mask_AP"] == pytest.approx((0.14 / 2) ** 0.5)
+    assert list(rows[0]["seeds"]) == ["1", "2", "3"]
+    assert markdown_table({"rows": rows}).splitlines() == [
+        "| row | seeds | mask AP | right class (CA) | mean IoU (SQ) |",
+        "|---|---|---|---|---|",
+        "| alone | 3 | 30.0 ± 26.5 | 25.0 ± 0.0 | - |",
+        "| with labels | 1 | 50.0 | 25.0 | 75.0 |",
+    ]
+
+
+def test_budgets_grow_and_the_configs_are_those_of_the_project():
+    assert [BUDGETS[name].student_steps for name in ("tiny", "short", "full")] == [3, 380, 1500]
+    assert CONFIGS == ROOT / "configs"
