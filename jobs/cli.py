@@ -219,6 +219,58 @@ def demo(
     _run("demo", locals())
 
 
+@_command("ablate")
+def ablate(
+    table: Annotated[str, typer.Argument(metavar="TABLE", help="3 | 4 | 5 | 6 | A.1 | A.2")],
+    seeds: Annotated[int, typer.Option(min=1, help="How many; of the labelled draw and of the training.")] = 3,
+    work_dir: Annotated[
+        Path | None, typer.Option(help="Where to write, seen by all workers [default: work_dirs/ablation_BUDGET].")
+    ] = None,
+    ray_address: opt.RayAddress = "local",
+    budget: Annotated[
+        Literal["tiny", "short", "full"], typer.Option(help="A few steps; the demo's; those of demo --long.")
+    ] = "short",
+    dry_run: opt.DryRun = False,
+) -> None:
+    """The cells of one of S4M's tables on the embedded scenes, as mean and deviation over seeds.
+
+    3: structural distillation off and on. 4: distilled features and loss. 5: distilled stage. 6: the parts of S4M one
+    by one. A.1: class accuracy and quality of pseudo-labels. A.2: kinds of prompts.
+
+    Cells of a table have equal budgets; the last checkpoint is evaluated; a teacher that several cells need is
+    trained once. Each cell and seed ends in a file below WORK_DIR/results, the table in WORK_DIR/s4m_TABLE.json. Run
+    it again after an interruption: only what is missing is run, and what was begun goes on. A cell that fails costs
+    no other: the exit code is that of the first failure. 'local' runs as many tasks beside each other as there are
+    cores.
+    """
+    _run("ablate", locals())
+
+
+@_command("export")
+def export(
+    config_path: opt.Config,
+    checkpoint: opt.Checkpoint,
+    out_dir: Annotated[Path, typer.Argument(metavar="OUT_DIR", help="Folder to write into; it must be empty.")],
+    cfg_options: opt.CfgOptions,
+    which: Annotated[
+        Literal["student", "teacher"],
+        typer.Option(help="Which network of a student's checkpoint; of no matter where there is only one."),
+    ] = "student",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier export.")] = False,
+) -> None:
+    """A trained network as a plain mmdet config and weights, which stock mmdet loads without this project.
+
+    Writes OUT_DIR/config.py and OUT_DIR/weights.pth (plain tensors, class names in its meta). Use them so:
+
+    from mmdet.apis import DetInferencer;
+    DetInferencer(model="OUT_DIR/config.py", weights="OUT_DIR/weights.pth", device="cpu")("image.jpg", out_dir="seen")
+
+    or with init_detector("OUT_DIR/config.py", "OUT_DIR/weights.pth") and inference_detector(model, "image.jpg").
+    Before anything is written, both networks are given one random image and must say the same.
+    """
+    _run("export", locals())
+
+
 @_command("doctor")
 def doctor(
     store: Annotated[str | None, typer.Argument(metavar="[STORE]", help="Also verify every file of it.")] = None,

@@ -31,6 +31,8 @@ VERBS = (
     "export-proposals",
     "import-proposals",
     "demo",
+    "ablate",
+    "export",
     "doctor",
 )
 HEAVY = ("torch", "ray", "mmdet", "mmengine", "mmcv", "sam2", "zarr", "pyarrow", "numpy", "cv2", "rich")
@@ -122,6 +124,9 @@ def test_version(capsys):
         ("split", "a.json", "--out", "o.json"),
         ("split", "a.json", "--out", "o.json", "--percent", "10", "--names", "n.txt"),
         ("demo", "--tiny", "--long"),
+        ("ablate", "6", "--seeds", "0"),
+        ("ablate", "6", "--budget", "huge"),
+        ("export", "c.py", "c.pth"),
     ],
     ids=" ".join,
 )
