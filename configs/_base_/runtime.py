@@ -5,6 +5,7 @@ from mmengine.runner import LogProcessor
 from mmengine.visualization import LocalVisBackend, TensorboardVisBackend
 from mmengine.visualization.visualizer import Visualizer
 
+from pipeline.models.panel_hook import PanelHook
 from pipeline.models.training_hooks import ProgressHook, StepSeedHook
 
 default_scope = "mmdet"
@@ -13,6 +14,8 @@ device = "auto"
 """auto (a GPU where there is one) | cpu | cuda."""
 checkpoint_interval = 500
 log_interval = 20
+panel_interval = 200
+"""Steps between two image panels in TensorBoard; 0 draws none."""
 randomness = dict(seed="{seed}")
 default_hooks = dict(
     timer=dict(type=IterTimerHook),
@@ -23,7 +26,11 @@ default_hooks = dict(
     ),
     sampler_seed=dict(type=DistSamplerSeedHook),
 )
-custom_hooks = [dict(type=StepSeedHook, seed="{seed}"), dict(type=ProgressHook, interval="{log_interval}")]
+custom_hooks = [
+    dict(type=StepSeedHook, seed="{seed}"),
+    dict(type=ProgressHook, interval="{log_interval}"),
+    dict(type=PanelHook, interval="{panel_interval}"),
+]
 vis_backends = [dict(type=LocalVisBackend), dict(type=TensorboardVisBackend)]
 visualizer = dict(type=Visualizer, vis_backends=vis_backends, name="visualizer")
 log_processor = dict(type=LogProcessor, by_epoch=False, window_size=20)
