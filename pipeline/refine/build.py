@@ -36,10 +36,10 @@ def setting_names() -> tuple[str, ...]:
 
 
 def refuse_unknown_settings(name: str, **settings: object) -> None:
-    """Check the names that a refiner is asked for by, and nothing else.
+    """Check a refiner's name and settings before there is a library or a SAM.
 
     Raises:
-        ConfigError: an unknown refiner or setting; the nearest one is named.
+        ConfigError: an unknown refiner or setting (the nearest one is named), or a value out of range.
     """
     if name not in _OWN_SETTINGS:
         raise _unknown("refiner", name, REFINER_NAMES)
@@ -47,6 +47,7 @@ def refuse_unknown_settings(name: str, **settings: object) -> None:
     for key in settings:
         if key not in allowed:
             raise _unknown(f"setting of refiner {name}", key, allowed)
+    _assemble(name, settings)
 
 
 def build_refiner(
@@ -72,16 +73,26 @@ def build_refiner(
             the SAM that this refiner needs is missing.
     """
     refuse_unknown_settings(name, **settings)
-    values: dict[str, Any] = dict(settings)
+    if name == "points":
+        sam = _needed(name, "sam", sam)
+    elif name != "none":
+        proposals = _needed(name, "proposals", proposals)
+    return _assemble(name, settings, proposals=proposals, sam=sam, embed=embed)
+
+
+def _assemble(
+    name: str, settings: Mapping[str, Any], *, proposals: Any = None, sam: Any = None, embed: Embed | None = None
+) -> Refiner:
+    """Build a refiner of known name and settings; values out of range are refused (ConfigError)."""
+    values = dict(settings)
     if name == "none":
         return NoRefiner(**values)
     if name == "points":
-        return PointPromptRefiner(_needed(name, "sam", sam), PointSettings(**values), embed)
-    library = _needed(name, "proposals", proposals)
+        return PointPromptRefiner(sam, PointSettings(**values), embed)
     matching = MatchSettings(**{key: values.pop(key) for key in _MATCH_SETTINGS if key in values})
     if name == "iom":
-        return IomRefiner(library, settings=matching, **values)
-    return CpiRefiner(library, cases=_CPI_CASES[name], settings=matching, **values)  # type: ignore[arg-type]
+        return IomRefiner(proposals, settings=matching, **values)
+    return CpiRefiner(proposals, cases=_CPI_CASES[name], settings=matching, **values)  # type: ignore[arg-type]
 
 
 def _needed(name: str, what: str, value: Any) -> Any:

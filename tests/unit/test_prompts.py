@@ -1,11 +1,13 @@
 """The four prompts of the point refiner: what SAM is asked, and that everything after the asking is the same."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
 
 from pipeline.errors import ConfigError
-from pipeline.refine.build import build_refiner
+from pipeline.refine.build import build_refiner, refuse_unknown_settings
 from pipeline.refine.interface import TeacherMasks
 from pipeline.refine.prompts import PROMPT_KINDS, box_corners, make_prompts, stacked_logits, stacked_points
 from pipeline.sam.interface import ImageEmbedding
@@ -202,6 +204,14 @@ def test_a_mask_gets_one_answer_and_its_own_predicted_iou():
     assert refined.masks[1].all()
 
 
-def test_an_unknown_prompt_is_refused():
-    with pytest.raises(ConfigError, match=r"prompt[\s\S]*points \| point \| box \| mask[\s\S]*boxes"):
-        build_refiner("points", sam=FakeSam(), prompt="boxes")
+def test_an_unknown_prompt_is_refused_also_before_there_is_a_sam():
+    for refuse in (partial(build_refiner, sam=FakeSam()), refuse_unknown_settings):
+        with pytest.raises(ConfigError, match=r"prompt[\s\S]*points \| point \| box \| mask[\s\S]*boxes"):
+            refuse("points", prompt="boxes")
+
+
+@pytest.mark.parametrize("name", ["points", "iom", "cpi", "cpi_u", "cpi_o"])
+def test_values_are_checked_before_there_is_a_library(name):
+    refuse_unknown_settings(name, min_iou_with_teacher=0.5)
+    with pytest.raises(ConfigError, match="min_iou_with_teacher"):
+        refuse_unknown_settings(name, min_iou_with_teacher=1.5)
