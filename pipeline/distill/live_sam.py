@@ -124,7 +124,7 @@ class LiveSam:
 
     def _answers(self, batch: Sequence[Shown], read: Callable[..., Tensor]) -> Iterator[_Answer]:
         device = batch[0].features.device
-        backend, settings = self._loaded(device), self.settings
+        backend, settings = self.backend(device), self.settings
         grid = backend.grid_hw
         embeddings = backend.embed([shown.image for shown in batch])
         for shown, embedding in zip(batch, embeddings, strict=True):
@@ -141,7 +141,8 @@ class LiveSam:
             view = shown.view.as_image()
             yield _Answer(shown.features, view, grid, cells[:, 0] * grid[1] + cells[:, 1], wanted)
 
-    def _loaded(self, network_device: torch.device) -> SamBackend:
+    def backend(self, network_device: torch.device) -> SamBackend:
+        """The SAM, on the device of the settings or else of the network; loaded at the first call."""
         if self._backend is None:
             settings = self.settings
             device = settings.device or str(network_device)

@@ -115,14 +115,14 @@ class DistilledMask2Former(Mask2Former):
         """Distillation loss of a batch: features [B, C, h, w]; samples without targets do not count."""
         taught = [pair for pair in zip(features, samples, strict=True) if "sam_targets" in pair[1]]
         if self.live_sam is None:
-            return _from_store(taught)
-        batch = [_shown(feature.float(), sample) for feature, sample in taught]
+            return loss_from_store(taught)
+        batch = [shown_to_sam(feature.float(), sample) for feature, sample in taught]
         if self.distillation == "feature":
             return self.live_sam.feature(batch, self.feature_projection)
         return self.live_sam.structural(batch)
 
 
-def _shown(feature: Tensor, sample: DetDataSample) -> Shown:
+def shown_to_sam(feature: Tensor, sample: DetDataSample) -> Shown:
     """A sample for a live SAM."""
     if "sam_view" not in sample:
         raise ConfigError(
@@ -134,7 +134,7 @@ def _shown(feature: Tensor, sample: DetDataSample) -> Shown:
     return Shown(feature, view_of(sample.metainfo), sample.sam_view.cpu().numpy(), sample.sam_targets.points_xy)
 
 
-def _from_store(taught: Sequence[tuple[Tensor, DetDataSample]]) -> Tensor:
+def loss_from_store(taught: Sequence[tuple[Tensor, DetDataSample]]) -> Tensor:
     """Structural loss of feature maps [C, h, w] against the rows that their samples carry."""
     rows, targets, masks = [], [], []
     for feature, sample in taught:
