@@ -15,7 +15,7 @@ device = "auto"
 checkpoint_interval = 500
 log_interval = 20
 panel_interval = 200
-"""Steps between two image panels in TensorBoard; 0 draws none."""
+"""Steps between two image panels in TensorBoard, of about 140 kB each; 0 draws none."""
 randomness = dict(seed="{seed}")
 default_hooks = dict(
     timer=dict(type=IterTimerHook),

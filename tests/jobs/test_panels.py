@@ -1,0 +1,44 @@
+"""A whole training with panels is the training without them, and leaves them where TensorBoard looks."""
+
+import json
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from pipeline.models.panel_hook import LABEL_PANEL
+from tests.jobs.test_training import (  # noqa: F401  (fixtures)
+    STUDENT,
+    content,
+    one_thread,
+    run_training,
+    same,
+    scenes,
+    small_student,
+    teacher_run,
+)
+
+
+def logged(folder):
+    """Everything that was logged of each step, less how long it took."""
+    lines = [json.loads(line) for line in next(folder.glob("*/vis_data/scalars.json")).read_text().splitlines()]
+    return [{name: value for name, value in line.items() if "time" not in name} for line in lines]
+
+
+@pytest.mark.slow
+def test_panels_change_nothing_that_is_learnt(scenes, teacher_run, tmp_path):  # noqa: F811
+    runs = {}
+    for interval in (0, 2):
+        options = small_student(scenes, teacher_run, panel_interval=interval)
+        runs[interval] = run_training(STUDENT, options, tmp_path / f"panels_{interval}")
+    same(content(runs[2]), content(runs[0]))
+    assert logged(runs[2]) == logged(runs[0])
+    assert len(logged(runs[0])) >= 4
+    assert [image.step for image in images(runs[2])] == [2, 4]
+    with pytest.raises(KeyError):
+        images(runs[0])
+
+
+def images(folder):
+    events = EventAccumulator(str(next(folder.glob("*/vis_data/events*"))), size_guidance={"images": 0})
+    events.Reload()
+    return events.Images(LABEL_PANEL)
