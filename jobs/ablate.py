@@ -8,7 +8,7 @@ import os
 import re
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +91,8 @@ def run_study(
     if tasks:
         prepare(study)
     failures: list[Ended] = []
-    for job in _finish(left, study):
+    pending = {task.name for task in tasks}
+    for job in _finished(left, pending):
         found[(job.cell.name, job.seed)] = write_cell(job, study)
     with _Work(left, tasks) as work:
         for ended in _run(tasks, ray_address, program, work):
@@ -99,7 +100,9 @@ def run_study(
             if ended.code:
                 failures.append(ended)
                 _tell_failure(ended, tasks)
-            for job in _finish([j for j in left if (j.cell.name, j.seed) not in found], study):
+                continue
+            pending.remove(ended.name)
+            for job in _finished([j for j in left if (j.cell.name, j.seed) not in found], pending):
                 found[(job.cell.name, job.seed)] = write_cell(job, study)
                 _tell_cell(job, found[(job.cell.name, job.seed)])
     _report(study, jobs, found, failures)
@@ -113,9 +116,9 @@ def _run(tasks: Sequence[Task], ray_address: str, program: Sequence[str], work: 
     return run_tasks_on_ray(tasks, address=ray_address, workers=WorkerSettings(), program=theirs)
 
 
-def _finish(jobs: Sequence[Job], study: Study) -> list[Job]:
-    """Those whose tasks have all ended well."""
-    return [job for job in jobs if all(step.is_done for step in job.steps)]
+def _finished(jobs: Sequence[Job], pending: Collection[str]) -> list[Job]:
+    """Those of whose tasks none is still to end: a result is there a little before its process has ended."""
+    return [job for job in jobs if all(step.task.name not in pending and step.is_done for step in job.steps)]
 
 
 class _Work:
@@ -177,18 +180,18 @@ def _report(
     """The table, where everything is, and what failed.
 
     Raises:
-        SystemExit: something failed.
+        SystemExit: cells are missing: the exit code of what failed first, 6 where it was killed.
     """
     missing = [f"{job.cell.name}, seed {job.seed}" for job in jobs if (job.cell.name, job.seed) not in found]
     rows = rows_of(study.table, found)
     path = write_table(study, rows, missing)
     say(f"\n{markdown_table({'rows': rows})}\n")
     say(f"results: {path}; cells: {study.cell_file(jobs[0].cell, 1).parent}; logs: {study.work_dir / 'logs'}")
-    if failures:
+    if missing:
         say(f"{len(missing)} of {len(jobs)} cells are missing: {'; '.join(missing)}")
         say("the same command runs what is missing, and goes on with what was begun")
-        first = next(ended for ended in failures if ended.code != NOT_RUN)
-        raise SystemExit(first.code if first.code > 0 else 6)
+        first = next((ended.code for ended in failures if ended.code != NOT_RUN), 1)
+        raise SystemExit(first if first > 0 else 6)
 
 
 def print_plan(study: Study) -> None:

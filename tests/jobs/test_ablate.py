@@ -124,6 +124,20 @@ def test_a_cell_file_says_what_was_run(tmp_path):
     assert "torch" in content["provenance"]["versions"]
 
 
+def test_a_cell_ends_when_its_processes_have_ended(tmp_path):
+    (tmp_path / "linger_student_scenes_none").touch()
+    run(tmp_path)
+    for content in cell_files(tmp_path).values():
+        assert content["wall_seconds"]["student"] > 3
+
+
+def test_a_task_that_ends_well_without_a_result_is_missing(tmp_path):
+    program = (sys.executable, "-c", "print('hello')")
+    with pytest.raises(SystemExit) as stop:
+        ablate.run_study(study_of(tmp_path), program=program, prepare=lambda _: None)
+    assert stop.value.code == 1
+
+
 def test_a_failed_cell_costs_no_other_and_is_run_again(tmp_path, capsys):
     (tmp_path / "fail_model.arp=None").touch()
     with pytest.raises(SystemExit) as stop:

@@ -1,7 +1,7 @@
 """Stands in for ``s4m-pipeline`` in tests of tables: files appear where the real one leaves them, nothing is trained.
 
 First word: a folder. ``calls`` in it gets a line for each call; a file ``fail_<word>`` makes calls fail whose words
-hold that word, ``hang_<word>`` makes them print one step and sleep.
+hold that word, ``hang_<word>`` makes them print one step and sleep, ``linger_<word>`` sleep at their end.
 """
 
 import json
@@ -39,6 +39,8 @@ def main() -> int:
         return 9
     ap = {"train-teacher": 0.2, "train-student": 0.4}[verb] + 0.1 * seed
     (run / "done.json").write_text(json.dumps({"iterations": 4, "validation": {"mask_AP": ap, "mask_AP50": 0.5}}))
+    if any(path.name.removeprefix("linger_") in text for path in Path(folder).glob("linger_*")):
+        time.sleep(3)
     return 0
 
 
