@@ -56,6 +56,11 @@ SHARD_INDEX_SCHEMA = pa.schema(
 (in the same order), and each file."""
 
 
+def _text(reason: str) -> str:
+    """What UTF-8 can hold: a file's name may be in it, and need not be Unicode."""
+    return reason.encode(errors="backslashreplace").decode()
+
+
 class ShardIndex:
     """S finished shards with N images, by rising image id."""
 
@@ -95,7 +100,7 @@ class ShardIndex:
             shards.append(shard)
             names.append(record.shard_id)
             files.append([asdict(entry) for entry in record.files])
-            bad.append([{"stage": o.stage, "reason": o.reason} for o in record.outcomes if o.status != "ok"])
+            bad.append([{"stage": o.stage, "reason": _text(o.reason)} for o in record.outcomes if o.status != "ok"])
             columns.append(np.array([(o.image_id, o.status == "ok", o.rows, o.retries) for o in record.outcomes]).T)
         starts = pa.array(np.cumsum([0, *(column.shape[1] for column in columns)], dtype=np.int32))
         image_id, *rest = np.concatenate([np.empty((4, 0), np.int64), *columns], axis=1)

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import uuid
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -130,9 +131,15 @@ def _file_names(images: Sequence[ImageKey]) -> dict[int, str]:
     counts: dict[str, int] = {}
     for name in short.values():
         counts[name] = counts.get(name, 0) + 1
-    return {
+    names = {
         image.image_id: short[image.image_id] if counts[short[image.image_id]] == 1 else f"{image.file_name}.json"
         for image in images
+    }
+    # x.jpg, x.png and x.jpg.jpg: the id tells apart what the names do not.
+    taken = Counter(names.values())
+    return {
+        image_id: name if taken[name] == 1 else f"{name.removesuffix('.json')}.{image_id}.json"
+        for image_id, name in names.items()
     }
 
 

@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -26,6 +27,7 @@ from jobs.cost_model import TABLE, Row, StageSeconds, device_name, load_table, s
 from jobs.precompute_sam import load_inputs
 from jobs.settings import PrecomputeSettings, known_keys, load_settings
 from jobs.stages import build_sam
+from jobs.stock_generator import synchronise
 from jobs.store_checks import image_keys
 from jobs.training import provenance
 from pipeline.errors import PipelineError
@@ -51,10 +53,10 @@ class Clock:
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
         """Count what the block takes; a GPU's work is waited for."""
-        _synchronise()
+        synchronise()
         started = time.perf_counter()
         yield
-        _synchronise()
+        synchronise()
         self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
 
 
@@ -125,14 +127,20 @@ def segment_in_stages(
     with clock.stage("encode_image"):
         embedding = backend.embed([image])[0]
     (crop,) = crops_of(image.shape[:2], 0, 0.0)
-    with clock.stage("decode_clicks"):
-        points = point_grid(settings.points_per_side, embedding.size_hw, backend.input_hw)
-        parts = list(decode_grid(backend, embedding, points, settings))
-    count = sum(map(len, parts))
+    plain = replace(settings, use_m2m=False)
+    points = point_grid(plain.points_per_side, embedding.size_hw, backend.input_hw)
+    parts, count = decode_grid(backend, embedding, points, plain), 0
+    kept: list[tuple[Candidates, Measures]] = []
+    while True:
+        with clock.stage("decode_clicks"):
+            part = next(parts, None)
+        if part is None:
+            break
+        count += len(part)
+        with clock.stage("filter"):
+            full = FullResolution.of(part.logits, embedding.size_hw)
+            kept.append(keep_stable(full, part, crop, plain))
     with clock.stage("filter"):
-        logits = parts[0].logits
-        full = FullResolution((logits.shape[1], logits.shape[2]), embedding.size_hw, logits.device)
-        kept = [keep_stable(full, part, crop, settings) for part in parts]
         candidates, measures = Candidates.joined([c for c, _ in kept]), Measures.joined([m for _, m in kept])
         keep = distinct(measures.boxes_xyxy, candidates.predicted_iou, settings.box_nms_threshold)
     with clock.stage("encode_masks"):
@@ -145,11 +153,6 @@ def peak_memory() -> int:
     if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
         return int(torch.cuda.max_memory_allocated())
     return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-
-
-def _synchronise() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -168,8 +171,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     torch.set_num_threads(args.threads)
     try:
         config: Any = load_config(args.config, args.cfg_options, also_known=known_keys())
-        row = measure(load_settings(config.to_dict(), where=args.config), limit=args.limit)
         table = load_table(args.out) if args.out.exists() else []
+        row = measure(load_settings(config.to_dict(), where=args.config), limit=args.limit)
     except PipelineError as error:
         sys.exit(str(error))
     print(row.text())

@@ -12,7 +12,7 @@ from jobs.cost_model import Estimate, Row, device_name, find_row, load_table, pr
 from jobs.settings import PrecomputeSettings
 from jobs.store_checks import image_keys
 from pipeline.data.coco import CocoSet, make_coco
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, InputError
 from pipeline.masks.rle import Rle
 from pipeline.sam.interface import SamBackend
 from pipeline.stores.files import open_files
@@ -75,45 +75,70 @@ def plan_store(
 def preview_store(plan: StorePlan, settings: PrecomputeSettings) -> Work:
     """What is missing; nothing is written."""
     return preview(
-        settings.store, plan.identity, plan.images, images_per_shard=settings.images_per_shard, layout=plan.layout
+        settings.store,
+        plan.identity,
+        plan.images,
+        images_per_shard=settings.images_per_shard,
+        layout=plan.layout,
+        retry_quarantined=settings.retry_quarantined,
     )
 
 
-def print_dry_run(plans: Sequence[StorePlan], settings: PrecomputeSettings, *, overwrite: bool) -> None:
+def missing_images(plan: StorePlan, settings: PrecomputeSettings, *, overwrite: bool) -> list[ImageKey]:
+    """Images of the shards that a run would compute."""
+    if overwrite:
+        return list(plan.images)
+    return [image for task in preview_store(plan, settings).tasks for image in task.plan.images]
+
+
+def print_dry_run(plans: Sequence[StorePlan], settings: PrecomputeSettings, *, overwrite: bool, is_local: bool) -> None:
     """Tell what a run would do and what that takes."""
     row = _measured(settings)
     needed, seconds = 0.0, 0.0
     for plan in plans:
+        images = missing_images(plan, settings, overwrite=overwrite)
         if overwrite:
             shards, summary = -(-len(plan.images) // settings.images_per_shard), "all anew"
-            images = list(plan.images)
         else:
             work = preview_store(plan, settings)
             shards, summary = len(work.tasks), work.summary()
-            images = [image for task in work.tasks for image in task.plan.images]
         cost = estimate(plan, images, settings, row)
         needed, seconds = needed + cost.num_bytes, seconds + cost.seconds
         size = _megabytes(cost.num_bytes)
         time = f", about {duration(cost.seconds)} on one worker" if row else ""
         print(f"{plan.kind}: {shards} shards to compute ({summary}), {len(images)} images{time}, about {size}")
     print(f"store: {settings.store}, about {_megabytes(needed)} more{_free_disk(settings.store)}")
-    print(_how_estimated(row, seconds, settings))
+    print(_how_estimated(row, seconds, settings, is_local=is_local))
     print("dry run: nothing was written")
 
 
-def expected_seconds(plans: Sequence[StorePlan], works: Sequence[Work], settings: PrecomputeSettings) -> float | None:
-    """How long all missing shards will take on the workers of the settings; None where nothing was measured."""
-    row = _measured(settings)
-    if row is None:
+def expected_seconds(
+    plans: Sequence[StorePlan],
+    missing: Sequence[Sequence[ImageKey]],
+    settings: PrecomputeSettings,
+    *,
+    is_local: bool,
+) -> float | None:
+    """How long all missing images will take on the workers of the settings; None where nothing was measured."""
+    row, count = _measured(settings), _workers(settings, is_local=is_local)
+    if row is None or count is None:
         return None
-    images = [[image for task in work.tasks for image in task.plan.images] for work in works]
-    costs = [estimate(plan, some, settings, row).seconds for plan, some in zip(plans, images, strict=True)]
-    return sum(costs) / (settings.workers.count or 1)
+    costs = [estimate(plan, images, settings, row).seconds for plan, images in zip(plans, missing, strict=True)]
+    return sum(costs) / count
+
+
+def _workers(settings: PrecomputeSettings, *, is_local: bool) -> int | None:
+    """How many there will be; None where the cluster decides."""
+    return 1 if is_local else settings.workers.count
 
 
 def _measured(settings: PrecomputeSettings) -> Row | None:
     sam = settings.sam
-    return find_row(Path(sam.name).name, sam.device, sam.precision, load_table())
+    try:
+        return find_row(Path(sam.name).name, sam.device, sam.precision, load_table())
+    except InputError as error:  # an estimate is not worth stopping for
+        print(f"no estimate: {error.what} ({error.where})")
+        return None
 
 
 def estimate(plan: StorePlan, images: Sequence[ImageKey], settings: PrecomputeSettings, row: Row | None) -> Estimate:
@@ -126,16 +151,17 @@ def estimate(plan: StorePlan, images: Sequence[ImageKey], settings: PrecomputeSe
     return proposals_cost(row, settings.proposals, sizes)
 
 
-def _how_estimated(row: Row | None, seconds: float, settings: PrecomputeSettings) -> str:
+def _how_estimated(row: Row | None, seconds: float, settings: PrecomputeSettings, *, is_local: bool) -> str:
     sam = settings.sam
     if row is None:
         return (
             f"time: nobody measured {Path(sam.name).name} on {device_name(sam.device)} in {sam.precision} here yet; "
             "python -m jobs.measure_stages CONFIG does, with a dozen images"
         )
-    count = settings.workers.count or 1
+    count = _workers(settings, is_local=is_local)
+    where = "one worker, less with as many as the cluster has room for" if count is None else f"{count} at a time"
     return (
-        f"time: about {duration(seconds / count)} on {count} worker{'s' if count > 1 else ''}, "
+        f"time: about {duration(seconds / (count or 1))} with {where}, "
         f"memory: about {_megabytes(row.peak_memory_bytes)} for each "
         f"(measured on {row.images} images of {row.megapixels:.2f} megapixels with {row.threads} threads, "
         f"{row.provenance.get('machine', 'machine unknown')}; images with more objects take longer)"

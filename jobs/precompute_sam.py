@@ -9,7 +9,7 @@ from pathlib import Path
 from mmengine.config import Config
 
 from jobs.config_files import load_config
-from jobs.precompute_plan import StorePlan, duration, expected_seconds, plan_store, preview_store, print_dry_run
+from jobs.precompute_plan import StorePlan, duration, expected_seconds, missing_images, plan_store, print_dry_run
 from jobs.progress import Progress
 from jobs.ray_runner import LOCAL, run_sharded
 from jobs.settings import PrecomputeSettings, known_keys, load_settings
@@ -78,21 +78,21 @@ def precompute(
     backend = make_backend(settings.sam if is_local else replace(settings.sam, device="cpu", precision="fp32"))
     plans = [plan_store(kind, settings, coco, labelled, backend) for kind in settings.targets]
     if dry_run:
-        print_dry_run(plans, settings, overwrite=overwrite)
+        print_dry_run(plans, settings, overwrite=overwrite, is_local=is_local)
         return
+    missing = [missing_images(plan, settings, overwrite=overwrite) for plan in plans]
+    if any(missing):
+        # Before anything is written or removed: a wrong image_root is found in seconds and leaves things as they are.
+        check_image_files(coco, max_broken_share=settings.max_broken_share)
     if overwrite:
         for plan in plans:
             remove_part(settings.store, plan.kind)
-    works = [preview_store(plan, settings) for plan in plans]
-    if any(work.tasks for work in works):
-        # Before anything is written: a wrong image_root is found in seconds and leaves no store of failures.
-        check_image_files(coco, max_broken_share=settings.max_broken_share)
     for_stages = (lambda _: backend) if is_local else make_backend
-    expected, started = expected_seconds(plans, works, settings), time.monotonic()
+    expected, started = expected_seconds(plans, missing, settings, is_local=is_local), time.monotonic()
     totals = [_fill(plan, settings, coco, for_stages, ray_address) for plan in plans]
     if config is not None:
         open_files(settings.store).write(RESOLVED_CONFIG, config.pretty_text.encode())
-    if any(work.tasks for work in works):
+    if any(missing):
         estimated = f" (estimated: {duration(expected)})" if expected is not None else ""
         print(f"time: {duration(time.monotonic() - started)}{estimated}")
     _report(plans, totals, settings)

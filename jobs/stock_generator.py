@@ -1,4 +1,4 @@
-"""``SAM2AutomaticMaskGenerator`` on our models, for comparisons; the only file that imports it."""
+"""``SAM2AutomaticMaskGenerator`` on our models, for comparisons; no other module imports it."""
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -80,10 +80,10 @@ def stage_times(generator: SAM2AutomaticMaskGenerator) -> Iterator[dict[str, flo
 
     def timed(stage: str, function: Any) -> Any:
         def call(*args: Any, **kwargs: Any) -> Any:
-            _synchronise()
+            synchronise()
             started = time.perf_counter()
             result = function(*args, **kwargs)
-            _synchronise()
+            synchronise()
             seconds[stage] += time.perf_counter() - started
             return result
 
@@ -128,6 +128,7 @@ def watched_scores() -> Iterator[list[torch.Tensor]]:
         automatic_mask_generator.batched_nms = original
 
 
-def _synchronise() -> None:
+def synchronise() -> None:
+    """Wait for a GPU's work."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()

@@ -1,4 +1,4 @@
-"""Overlaps of dense masks, for small sets: intersection over union and coverage. Stored masks: ``masks/query.py``."""
+"""Overlaps of dense masks, for small sets: intersection over union. Stored masks: ``masks/query.py``."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,21 +17,6 @@ def pairwise_iou(masks: NDArray[np.bool_], others: NDArray[np.bool_]) -> NDArray
     shared = _shared_pixels(masks, others)
     union = _areas(masks)[:, None] + _areas(others)[None] - shared
     return np.asarray(np.divide(shared, union, out=np.zeros(shared.shape), where=union > 0))
-
-
-def pairwise_coverage(masks: NDArray[np.bool_], others: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """Share of every mask that every other covers: intersection over the area of the first.
-
-    Args:
-        masks: [N, H, W] bool.
-        others: [M, H, W] bool.
-
-    Returns:
-        [N, M] float64 in [0, 1]; 0 where the first is empty.
-    """
-    shared = _shared_pixels(masks, others)
-    areas = np.broadcast_to(_areas(masks)[:, None], shared.shape)
-    return np.divide(shared, areas, out=np.zeros(shared.shape), where=areas > 0)
 
 
 def mask_iou(mask: NDArray[np.bool_], other: NDArray[np.bool_]) -> float:

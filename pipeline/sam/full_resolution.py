@@ -2,9 +2,8 @@
 
 Bilinear values between four logits lie between the least and the greatest of them. So where all four are above a
 threshold (or none is) every pixel between them is settled, whatever the image's size; only cells that the outline
-crosses are evaluated, each pixel with the arithmetic of ``F.interpolate(mode="bilinear", align_corners=False)``. Cost
-and memory follow the length of the outlines: a 24-megapixel image needs hardly more than a small one, and no
-full-resolution mask ever exists.
+crosses are evaluated, each pixel with the arithmetic of ``F.interpolate(mode="bilinear", align_corners=False)``. That
+is a few percent of the pixels; memory does not depend on the image's size, and no full-resolution mask ever exists.
 """
 
 from collections.abc import Iterator, Sequence
@@ -17,8 +16,9 @@ from torch import Tensor
 
 _Cells = tuple[Tensor, Tensor, Tensor]
 """Mask, row and column of N cells, [N] int64 each."""
-MAX_VALUES = 2**18
-"""Logits, and pixels between them, that are looked at together; temporaries take some 30 bytes for each."""
+MAX_VALUES = {"cpu": 2**18, "cuda": 2**25}
+"""Logits, and pixels between them, that are looked at together, by device; temporaries take some 30 bytes for each.
+On a CPU so few that they stay in its caches; on a GPU many, for every part costs launches and waits."""
 _ROUNDING = 1e-5
 """A corner this close to a threshold, relative to the largest logit (or 1), does not settle a cell."""
 
@@ -63,6 +63,11 @@ class FullResolution:
         self._rows, self._columns = (_Axis.of(s, n, device) for s, n in zip(logits_hw, size_hw, strict=True))
         self._has_pixels = (self._rows.count > 0)[:, None] & (self._columns.count > 0)  # [h + 1, w + 1]
 
+    @classmethod
+    def of(cls, logits: Tensor, size_hw: tuple[int, int]) -> "FullResolution":
+        """For logits [M, h, w] of an image H, W."""
+        return cls((logits.shape[1], logits.shape[2]), size_hw, logits.device)
+
     def measure(self, logits: Tensor, offset: float) -> Measures:
         """Stability, boxes and emptiness of the masks that the upsampled logits have above 0.
 
@@ -93,7 +98,7 @@ class FullResolution:
         return torch.cat(masks), torch.cat(spans)
 
     def _split(self, logits: Tensor) -> tuple[Tensor, ...]:
-        size = max(1, MAX_VALUES // (logits.shape[1] * logits.shape[2]))
+        size = max(1, MAX_VALUES[logits.device.type] // (logits.shape[1] * logits.shape[2]))
         # One part even of no mask: it says the types of the empty results.
         parts: tuple[Tensor, ...] = logits.split(size)  # type: ignore[no-untyped-call]
         return parts
@@ -152,7 +157,7 @@ class FullResolution:
     def _chosen(self, cells: Tensor) -> Iterator[_Cells]:
         """The chosen cells of [M, h + 1, w + 1] bool, some at a time, always one part."""
         pixels = (self._rows.longest + 2) * self._columns.longest
-        for part in cells.nonzero().split(max(1, MAX_VALUES // pixels)):  # type: ignore[no-untyped-call]
+        for part in cells.nonzero().split(max(1, MAX_VALUES[cells.device.type] // pixels)):  # type: ignore[no-untyped-call]
             mask, row, column = part.unbind(1)
             yield mask, row, column
 

@@ -119,7 +119,7 @@ class PromptDecoder:
         else:
             moved = key @ _per_head(attention.q_proj.weight, heads)  # [P, h, T, C]
             scores = _plus_product(_per_prompt(key, _split(place, heads)), moved.flatten(1, 2), keys.transpose(1, 2))
-        shares = scores.reshape(prompts, heads, length, -1).softmax(2).flatten(1, 2)  # [P, h * T, N]
+        shares = scores.reshape(prompts, heads, length, keys.shape[1]).softmax(2).flatten(1, 2)  # [P, h * T, N]
         # [C, h * d] to [h, d, C]: what a head's output becomes. A head's shares sum to 1, so each takes its part of
         # the bias.
         out = attention.out_proj.weight.reshape(-1, heads, key.shape[-1]).permute(1, 2, 0)
@@ -186,7 +186,7 @@ def _per_prompt(queries: Tensor, place: Tensor) -> Tensor:
     """Prompt tokens [P, h, T, d] times what all prompts share [1, h, N, d]: [P, h * T, N]."""
     prompts, heads, length, _ = queries.shape
     scores = queries.transpose(0, 1).flatten(1, 2) @ place[0].transpose(1, 2)  # [h, P * T, N]
-    return scores.reshape(heads, prompts, length, -1).transpose(0, 1).flatten(1, 2)
+    return scores.reshape(heads, prompts, length, place.shape[2]).transpose(0, 1).flatten(1, 2)
 
 
 def _plus_product(base: Tensor, left: Tensor, right: Tensor) -> Tensor:

@@ -84,8 +84,10 @@ class Sam2Backend:
             raise InputError(
                 "SAM takes RGB images", where="embed", expected="uint8 [H, W, 3]", got=f"{image.dtype} {image.shape}"
             )
-        pixels = torch.from_numpy(np.array(image)).to(self.device).permute(2, 0, 1).float() / 255
-        pixels = vision.resize(pixels, list(self.input_hw), antialias=True)
+        # Channel by channel: as floats, a large image takes 12 bytes a pixel, and twice that while it is divided.
+        channels = [torch.from_numpy(np.ascontiguousarray(image[:, :, i])).to(self.device)[None] for i in range(3)]
+        size = list(self.input_hw)
+        pixels = torch.cat([vision.resize(each.float().div_(255), size, antialias=True) for each in channels])
         normalised: Tensor = vision.normalize(pixels, list(PIXEL_MEAN), list(PIXEL_STD))
         return normalised
 
@@ -122,15 +124,15 @@ class Sam2Backend:
             clicks = points, torch.ones(points.shape[:2], dtype=torch.int32, device=self.device)
         with torch.no_grad():
             sparse, dense = encoder(points=clicks, boxes=None, masks=self._to_mask_input(logits))
-        with self._inference():
+        with torch.no_grad():  # not in autocast: predicted IoUs in bf16 would tie in NMS
             refined, predicted_iou, _, _ = self.model.sam_mask_decoder(
-                image_embeddings=embedding.tokens,
+                image_embeddings=embedding.tokens.float(),
                 image_pe=encoder.get_dense_pe(),
                 sparse_prompt_embeddings=sparse,
                 dense_prompt_embeddings=dense,
                 multimask_output=False,
                 repeat_image=True,
-                high_res_features=list(embedding.high_resolution),
+                high_res_features=[level.float() for level in embedding.high_resolution],
             )
         return refined[:, 0].float(), predicted_iou[:, 0].float()
 

@@ -3,7 +3,8 @@
 The settings mean what they mean in ``SAM2AutomaticMaskGenerator``, and so do the results, mask by mask
 (tests/unit/test_segment_everything.py). The work differs: predicted IoU is looked at before masks are computed,
 everything that full resolution tells comes from the outlines alone (pipeline/sam/full_resolution.py), and boxes are
-made distinct before anything is encoded. No full-resolution mask is ever held.
+made distinct before anything is encoded. No full-resolution mask is ever held, but by ``min_mask_region_area``, one at
+a time.
 
 Memory beyond the SAM's own: one batch of clicks, the logits of the masks that passed the filters (3 a click at most,
 4 bytes for each of the decoder's cells), and some 30 MB; the image's size hardly matters.
@@ -118,22 +119,18 @@ def segment_crop(
     candidates = Candidates.joined([each for each, _ in found])
     measures = Measures.joined([each for _, each in found])
     keep = distinct(measures.boxes_xyxy, candidates.predicted_iou, settings.box_nms_threshold)
-    return encode(_full_resolution(candidates, embedding), candidates[keep], measures[keep], crop)
+    return encode(FullResolution.of(candidates.logits, embedding.size_hw), candidates[keep], measures[keep], crop)
 
 
 def stable_masks(
     backend: SamBackend, embedding: ImageEmbedding, points_xy: Tensor, crop: Crop, settings: GeneratorSettings
 ) -> list[tuple[Candidates, Measures]]:
     """What clicks [N, 2] give that passes all filters, batch by batch, so that the rest's logits are not held."""
-    return [
-        keep_stable(_full_resolution(candidates, embedding), candidates, crop, settings)
-        for candidates in decode_grid(backend, embedding, points_xy, settings)
-    ]
-
-
-def _full_resolution(candidates: Candidates, embedding: ImageEmbedding) -> FullResolution:
-    _, height, width = candidates.logits.shape
-    return FullResolution((height, width), embedding.size_hw, candidates.logits.device)
+    found, full = [], None
+    for candidates in decode_grid(backend, embedding, points_xy, settings):
+        full = full or FullResolution.of(candidates.logits, embedding.size_hw)
+        found.append(keep_stable(full, candidates, crop, settings))
+    return found
 
 
 def point_grid(points_per_side: int, size_hw: tuple[int, int], input_hw: tuple[int, int]) -> Tensor:

@@ -16,7 +16,7 @@ import os
 import re
 import uuid
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlparse
@@ -62,8 +62,8 @@ class StoreFiles(ABC):
         """Path -> bytes of every published file; unfinished ones are left out."""
 
     @abstractmethod
-    def sweep(self) -> None:
-        """Remove what a killed writer left unfinished."""
+    def sweep(self, paths: Collection[str]) -> None:
+        """Remove what a killed writer left unfinished of these files; others may be being written just now."""
 
     def read_many(self, paths: Iterable[str]) -> dict[str, bytes]:
         """The bytes of those files that exist."""
@@ -155,12 +155,13 @@ class LocalFiles(StoreFiles):
                         found[file.relative_to(self.root).as_posix()] = file.stat().st_size
         return found
 
-    def sweep(self) -> None:
+    def sweep(self, paths: Collection[str]) -> None:
         """See the base class."""
         for folder, _, names in os.walk(self.root):
             for name in names:
-                if name.endswith(PARTIAL):
-                    Path(folder, name).unlink(missing_ok=True)
+                file = Path(folder, name)
+                if name.endswith(PARTIAL) and _finished_name(file).relative_to(self.root).as_posix() in paths:
+                    file.unlink(missing_ok=True)
 
     @contextlib.contextmanager
     def _written(self, final: Path, data: bytes) -> Iterator[Path]:
@@ -246,7 +247,7 @@ class RemoteFiles(StoreFiles):
         inside = len(self.root.strip("/")) + 1
         return {name.strip("/")[inside:]: entry["size"] for name, entry in found.items()}
 
-    def sweep(self) -> None:
+    def sweep(self, paths: Collection[str]) -> None:
         """See the base class; an unfinished put leaves nothing."""
 
     def read_many(self, paths: Iterable[str]) -> dict[str, bytes]:
@@ -331,6 +332,11 @@ def make_folder(folder: Path) -> None:
     make_folder(folder.parent)
     folder.mkdir(exist_ok=True)
     _fsync_folder(folder.parent)
+
+
+def _finished_name(partial: Path) -> Path:
+    """``a/b.json`` of ``a/b.json.0123abcd.partial``."""
+    return partial.with_name(partial.name.removesuffix(PARTIAL).rpartition(".")[0])
 
 
 def _fsync_folder(folder: Path) -> None:

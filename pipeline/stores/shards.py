@@ -10,7 +10,16 @@ from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from itertools import pairwise
 
-from data_schemas.manifest import FileEntry, ImageKey, ImageOutcome, Kind, Manifest, ShardRecord, StoreIdentity, digest
+from data_schemas.manifest import (
+    FileEntry,
+    ImageKey,
+    ImageOutcome,
+    Kind,
+    Manifest,
+    ShardRecord,
+    StoreIdentity,
+    digest,
+)
 from data_schemas.similarity import SimilarityLayout
 from pipeline.errors import InputError, StoreDamagedError
 from pipeline.stores.files import StoreFiles, open_files
@@ -192,7 +201,8 @@ def read_manifest(files: StoreFiles) -> Manifest | None:
             where=files.name(MANIFEST),
             expected="the JSON that precompute-sam wrote",
             got=str(error),
-            fix=f"s4m-pipeline doctor {files.uri}  (a deleted manifest is written anew, finished shards are kept)",
+            fix=f"s4m-pipeline doctor {files.uri} --repair, then the same precompute-sam: it keeps finished shards, but "
+            "not those that an older program wrote in another form",
         ) from error
 
 

@@ -99,7 +99,7 @@ class StoreWriter:
         try:
             with StoreLock(files, "manifest").acquire(_MANIFEST_WAIT_SECONDS):
                 part = _join(files, part, static)
-            files.sweep()
+                files.sweep(_own_paths(part, plans))
         except BaseException:
             lock.release()
             raise
@@ -150,6 +150,13 @@ class StoreWriter:
             self._lock.release()
 
 
+def _own_paths(part: StorePart, plans: Sequence[ShardPlan]) -> set[str]:
+    """Files that only the holder of this kind's lock (and of the manifest's) writes."""
+    kind = part.identity.kind
+    own = {MANIFEST, index_path(kind), *(entry.path for entry in part.files)}
+    return own.union(*((record_path(plan.shard_id), *data_paths(kind, plan)) for plan in plans))
+
+
 def preview(
     uri: str | Path,
     identity: StoreIdentity,
@@ -157,6 +164,7 @@ def preview(
     *,
     images_per_shard: int,
     layout: SimilarityLayout | None = None,
+    retry_quarantined: bool = False,
 ) -> Work:
     """What :meth:`StoreWriter.missing` would say, without a lock and without writing: for ``--dry-run``.
 
@@ -166,7 +174,7 @@ def preview(
     files = open_files(uri)
     plans, part, _ = _plan(identity, images, images_per_shard, layout)
     _refuse_other_parts(files, read_manifest(files), part)
-    return _sort_work(files, part, plans, retry_quarantined=False)
+    return _sort_work(files, part, plans, retry_quarantined=retry_quarantined)
 
 
 def remove_part(uri: str | Path, kind: str, *, lock_timeout: float = 0.0) -> None:

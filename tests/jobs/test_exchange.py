@@ -8,10 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from data_schemas.manifest import ImageKey
 from jobs import cli, export_proposals, import_proposals
 from jobs.exchange import NO_POINT, NO_STABILITY
 from jobs.import_sources import CocoResults
-from jobs.json_stream import items
+from jobs.json_stream import item_at, items
 from jobs.precompute_sam import precompute
 from jobs.settings import PrecomputeSettings, SamSettings
 from jobs.store_checks import image_keys
@@ -440,3 +441,17 @@ def test_the_commands_have_the_documented_exit_codes(store, data, tmp_path, caps
     record.write_bytes(b"{}")
     (new / "index/proposals.arrows").unlink()  # it has a sound copy of the record
     assert run_cli("export-proposals", new, tmp_path / "x.json", "--format", "coco-results") == 5
+
+
+def test_names_in_another_encoding_are_nobodys_business(tmp_path):
+    """Checked and read again by the same rule: otherwise the old library was gone before the second failed."""
+    path = tmp_path / "odd.json"
+    path.write_bytes(b'[{"name": "caf\xe9", "score": 0.5}]')
+    (item,) = items(path)
+    assert item_at(path, item.start, item.end)["score"] == 0.5
+
+
+def test_no_two_images_share_a_file():
+    images = [ImageKey(i, name, 4, 4) for i, name in enumerate(["x.jpg", "x.png", "x.jpg.jpg", "y.jpg"], start=1)]
+    names = export_proposals._file_names(images)
+    assert names == {1: "x.jpg.1.json", 2: "x.png.json", 3: "x.jpg.3.json", 4: "y.json"}

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from jobs import precompute_plan
-from jobs.cost_model import Row, StageSeconds
+from jobs.cost_model import Row, StageSeconds, load_table
 from jobs.precompute_sam import load_inputs, precompute
 from jobs.ray_runner import WorkerSettings
 from jobs.settings import PrecomputeSettings, SamSettings, SimilaritySettings
@@ -115,6 +115,26 @@ def test_dry_run_says_what_it_takes_and_writes_nothing(settings, capsys):
     assert not Path(settings.store).exists()
 
 
+def test_overwrite_removes_nothing_where_the_run_would_be_refused(settings, tmp_path):
+    precompute(settings, make_backend=fake_sam)
+    before = store_files(Path(settings.store))
+    (tmp_path / "elsewhere").mkdir()
+    wrong = replace(settings, image_root=str(tmp_path / "elsewhere"))
+    with pytest.raises(TooManyQuarantinedError):
+        precompute(wrong, make_backend=fake_sam, overwrite=True)
+    assert store_files(Path(settings.store)) == before
+
+
+def test_a_broken_table_of_measurements_stops_nothing(settings, tmp_path, capsys, monkeypatch):
+    (tmp_path / "table.json").write_text("[")
+    monkeypatch.setattr(precompute_plan, "load_table", lambda: load_table(tmp_path / "table.json"))
+    precompute(settings, make_backend=fake_sam, dry_run=True)
+    precompute(settings, make_backend=fake_sam)
+    out = capsys.readouterr().out
+    assert out.count("no estimate: the table of measured stages cannot be read") == 2
+    assert "proposals: 7 images" in out
+
+
 def measured(**changes):
     row = Row(
         sam="fake",
@@ -142,8 +162,16 @@ def test_dry_run_tells_hours_disk_and_memory_from_what_was_measured(settings, ca
     out = capsys.readouterr().out
     assert "proposals: 4 shards to compute (skipped 0, redo 0, new 4), 7 images, about 7 min on one worker" in out
     assert "5 images, about 35 s on one worker" in out
-    assert "memory: about 3.0 GB" in out
+    assert "time: about 8 min with 1 at a time, memory: about 3.0 GB" in out
     assert "a box" in out
+    # Workers are for Ray: without it, one shard comes after the other.
+    many = replace(settings, workers=WorkerSettings(count=4))
+    precompute(many, make_backend=fake_sam, dry_run=True)
+    assert "time: about 8 min with 1 at a time" in capsys.readouterr().out
+    precompute(many, make_backend=fake_sam, dry_run=True, ray_address="start")
+    assert "time: about 119 s with 4 at a time" in capsys.readouterr().out
+    precompute(settings, make_backend=fake_sam, dry_run=True, ray_address="start")
+    assert "with one worker, less with as many as the cluster has room for" in capsys.readouterr().out
     precompute(settings, make_backend=fake_sam)
     assert "(estimated: 8 min)" in capsys.readouterr().out
     precompute(settings, make_backend=fake_sam)

@@ -111,15 +111,16 @@ def test_measures_by_hand():
 def test_parts_change_nothing(monkeypatch, max_values):
     logits, full = blobs(5, 24, 24, seed=2), FullResolution((24, 24), (100, 90), torch.device("cpu"))
     whole, runs = full.measure(logits, 1.0), full.runs(logits)
-    monkeypatch.setattr(full_resolution, "MAX_VALUES", max_values)
+    monkeypatch.setitem(full_resolution.MAX_VALUES, "cpu", max_values)
     parts = full.measure(logits, 1.0)
     assert torch.equal(parts.stability_score, whole.stability_score)
     assert torch.equal(parts.boxes_xyxy, whole.boxes_xyxy)
     assert all(map(torch.equal, full.runs(logits), runs))
 
 
-def test_work_follows_the_outline_and_not_the_image(monkeypatch):
-    """A disc in 16 times as many pixels along each side crosses as many cells; most pixels are never looked at."""
+@pytest.mark.parametrize("scale", [4, 16, 64])
+def test_a_few_percent_of_the_pixels_are_looked_at_however_large_the_image(monkeypatch, scale):
+    """A disc of 15 logits in radius: its outline crosses some 130 of 64 x 64 cells, whatever a cell's size."""
     y, x = torch.meshgrid(torch.arange(64.0), torch.arange(64.0), indexing="ij")
     disc = (15 - torch.hypot(x - 30, y - 33))[None]
     evaluated = []
@@ -130,6 +131,11 @@ def test_work_follows_the_outline_and_not_the_image(monkeypatch):
         return evaluated[-1]
 
     monkeypatch.setattr(FullResolution, "_values", watched)
-    full = FullResolution((64, 64), (1024, 1024), disc.device)
-    full.runs(disc)
-    assert 0 < sum(each.numel() for each in evaluated) < 0.06 * 1024 * 1024
+    FullResolution((64, 64), (64 * scale, 64 * scale), disc.device).runs(disc)
+    looked_at = sum(each.numel() for each in evaluated)
+    assert 0.02 < looked_at / (64 * scale) ** 2 < 0.05
+
+
+def test_a_gpu_would_get_few_large_parts():
+    """Every part costs launches and waits there: all masks of a batch of 64 clicks go together at SAM 2.1's size."""
+    assert full_resolution.MAX_VALUES["cuda"] // 256**2 >= 3 * 64

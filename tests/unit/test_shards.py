@@ -270,8 +270,9 @@ def test_files_are_listed_without_the_unfinished_and_created_once(tmp_path):
     assert files.read_many(["a/b", "none"]) == {"a/b": b"12345"}
     assert not files.create("a/b", b"x")
     assert files.create("a/d", b"x")
-    files.sweep()
-    assert contents(tmp_path) == {"a/b": b"12345", "a/d": b"x"}
+    (tmp_path / "a" / "other.1.partial").write_bytes(b"being written by another job")
+    files.sweep({"a/b", "a/c"})
+    assert contents(tmp_path) == {"a/b": b"12345", "a/d": b"x", "a/other.1.partial": b"being written by another job"}
 
 
 def test_an_image_key_with_odd_characters_survives(tmp_path):

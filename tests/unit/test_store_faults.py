@@ -227,13 +227,16 @@ def test_a_file_of_the_right_size_but_another_content_is_redone_after_verify_onl
 
 def test_strangers_and_leftovers_are_never_read(tmp_path, uninterrupted):
     fill(tmp_path)
+    own = sorted((tmp_path / "proposals").glob("*.parquet"))[0].name
+    (tmp_path / "proposals" / f"{own}.123.partial").write_bytes(b"half")
     (tmp_path / "proposals" / "stray.parquet").write_bytes(b"not parquet")
-    (tmp_path / "proposals" / "x.parquet.123.partial").write_bytes(b"half")
+    (tmp_path / "pseudo_labels.parquet.123.partial").write_bytes(b"half, of a job that may be alive")
     (tmp_path / "records" / "0123456789abcdef0123.json").write_bytes(b"{}")
     assert verify(tmp_path) == []
     assert len(ProposalStore.open(tmp_path).image_ids()) == 6
     assert fill(tmp_path) == "skipped 3, redo 0, new 0"
-    assert "proposals/x.parquet.123.partial" not in contents(tmp_path)
+    assert f"proposals/{own}.123.partial" not in contents(tmp_path)
+    assert "pseudo_labels.parquet.123.partial" in contents(tmp_path)
 
 
 def test_a_shard_done_again_does_not_stand_under_its_old_record(tmp_path, monkeypatch):
