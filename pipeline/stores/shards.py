@@ -201,8 +201,8 @@ def read_manifest(files: StoreFiles) -> Manifest | None:
             where=files.name(MANIFEST),
             expected="the JSON that precompute-sam wrote",
             got=str(error),
-            fix=f"s4m-pipeline doctor {files.uri} --repair, then the same precompute-sam: it keeps finished shards, but "
-            "not those that an older program wrote in another form",
+            fix=f"s4m-pipeline doctor {files.uri} --repair, then the same precompute-sam: it keeps finished shards, "
+            "but not those that an older program wrote in another form",
         ) from error
 
 
