@@ -22,7 +22,7 @@ from jobs.ray_runner import LOCAL, WorkerSettings
 from jobs.side_by_side import PROGRAM
 from jobs.task_pool import NOT_RUN, Ended, Task, describe, run_tasks, run_tasks_on_ray
 from jobs.training import say
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, InputError
 
 _STEP = re.compile(r"^step (\d+)/(\d+) ")
 _SHOWN_PARTS = 200
@@ -92,8 +92,7 @@ def run_study(
         prepare(study)
     failures: list[Ended] = []
     pending = {task.name for task in tasks}
-    for job in _finished(left, pending):
-        found[(job.cell.name, job.seed)] = write_cell(job, study)
+    _write_finished(left, pending, study, found)
     with _Work(left, tasks) as work:
         for ended in _run(tasks, ray_address, program, work):
             work.end(ended)
@@ -102,9 +101,7 @@ def run_study(
                 _tell_failure(ended, tasks)
                 continue
             pending.remove(ended.name)
-            for job in _finished([j for j in left if (j.cell.name, j.seed) not in found], pending):
-                found[(job.cell.name, job.seed)] = write_cell(job, study)
-                _tell_cell(job, found[(job.cell.name, job.seed)])
+            _write_finished(left, pending, study, found)
     _report(study, jobs, found, failures)
 
 
@@ -116,9 +113,20 @@ def _run(tasks: Sequence[Task], ray_address: str, program: Sequence[str], work: 
     return run_tasks_on_ray(tasks, address=ray_address, workers=WorkerSettings(), program=theirs)
 
 
-def _finished(jobs: Sequence[Job], pending: Collection[str]) -> list[Job]:
-    """Those of whose tasks none is still to end: a result is there a little before its process has ended."""
-    return [job for job in jobs if all(step.task.name not in pending and step.is_done for step in job.steps)]
+def _write_finished(
+    jobs: Sequence[Job], pending: Collection[str], study: Study, found: dict[tuple[str, int], dict[str, Any]]
+) -> None:
+    """Write the cells of whose tasks none is still to end: a result is there a little before its process has ended."""
+    for job in jobs:
+        key = (job.cell.name, job.seed)
+        if key in found or not all(step.task.name not in pending and step.is_done for step in job.steps):
+            continue
+        try:
+            found[key] = write_cell(job, study)
+        except InputError as error:  # of this cell alone: the others go on
+            say(f"\n{job.cell.label}, seed {job.seed}: {error}")
+        else:
+            _tell_cell(job, found[key])
 
 
 class _Work:

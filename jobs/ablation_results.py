@@ -75,13 +75,14 @@ def metrics_of(job: Job) -> dict[str, float | None]:
         InputError: a finished task whose file is no result.
     """
     metrics: dict[str, float | None] = {}
-    for step in job.steps:
+    last = [step for step in job.steps if step.stage != "labels"][-1]
+    for step in (last, *(step for step in job.steps if step.stage == "labels")):
         try:
             if step.stage == "labels":
-                quality = json.loads((step.folder / SUMMARY).read_bytes())["quality"]
-                metrics |= quality["after"]
+                metrics |= json.loads((step.folder / SUMMARY).read_bytes())["quality"]["after"]
             else:
-                metrics |= read_done(step.folder)["validation"]
+                figures = read_done(step.folder)["validation"]
+                metrics |= {"mask_AP": figures["mask_AP"], **figures}
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise InputError(
                 "a finished run has no result", where=step.folder, fix=f"delete {step.folder} and run again"

@@ -174,6 +174,13 @@ class StreamLoop(IterBasedTrainLoop):
         super().__init__(*args, **kwargs)
         self.dataloader_iterator = _StreamIterator(self.dataloader)
 
+    def run(self) -> nn.Module:
+        """Train; a run that was killed after its last step and before its last validation does that one."""
+        if self._iter >= self._max_iters and self.runner.val_loop is not None:
+            self.runner.val_loop.run()  # before the end of training, which closes the logs
+        model: nn.Module = super().run()
+        return model
+
 
 class _StreamIterator:
     """Iterates a dataloader whose sampler knows ``first_step``."""

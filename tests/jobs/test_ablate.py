@@ -138,6 +138,17 @@ def test_a_task_that_ends_well_without_a_result_is_missing(tmp_path):
     assert stop.value.code == 1
 
 
+def test_a_student_without_figures_does_not_get_its_teachers(tmp_path, capsys):
+    run(tmp_path)
+    student = tmp_path / "work/runs" / cell_files(tmp_path)["I_seed1.json"]["tasks"]["student"]["run"]
+    (student / "done.json").write_text(json.dumps({"iterations": 4, "validation": {}}))
+    (tmp_path / "work/results/6/I_seed1.json").unlink()
+    with pytest.raises(SystemExit):
+        run(tmp_path)
+    assert re.search(r"alone, seed 1: a finished run has no result[\s\S]*delete", capsys.readouterr().out)
+    assert set(cell_files(tmp_path)) == {"II_seed1.json"}
+
+
 def test_a_failed_cell_costs_no_other_and_is_run_again(tmp_path, capsys):
     (tmp_path / "fail_model.arp=None").touch()
     with pytest.raises(SystemExit) as stop:

@@ -17,6 +17,7 @@ from pipeline.models.training_hooks import (
     MaskApMetric,
     ProgressHook,
     StepSeedHook,
+    StreamLoop,
     _StreamIterator,
     detections,
     update_average,
@@ -162,6 +163,25 @@ def test_the_stream_starts_late_and_reads_nothing_before():
     stream.skip_iter(40)
     assert [next(stream) for _ in range(3)] == [40, 41, 42]
     assert loader.started == [40]
+
+
+@pytest.mark.parametrize(("first_step", "validations"), [(3, 1), (4, 1)])
+def test_a_run_killed_before_its_last_validation_does_it_when_resumed(first_step, validations):
+    done = []
+    runner = SimpleNamespace(call_hook=lambda *_, **__: None, model=nn.Identity(), val_loop=None)
+    runner.val_loop = SimpleNamespace(run=lambda: done.append("validated"))
+    loop = StreamLoop.__new__(StreamLoop)
+    loop._runner, loop._iter, loop._max_iters, loop._epoch = runner, first_step, 4, 0
+    loop.val_begin, loop.val_interval, loop.stop_training = 1, 4, False
+    loop.fast_forward_on_resume, loop.dynamic_milestones, loop.dynamic_intervals = False, [0], [4]
+    loop.dataloader_iterator = _StreamIterator(Loader())
+
+    def run_iter(_batch):
+        loop._iter += 1
+
+    loop.run_iter = run_iter
+    loop.run()
+    assert len(done) == validations
 
 
 def test_progress_is_printed_every_interval_and_at_the_end(capsys, tmp_path):
