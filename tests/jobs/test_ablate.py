@@ -167,6 +167,7 @@ def test_a_failed_cell_costs_no_other_and_is_run_again(tmp_path, capsys):
     assert calls(tmp_path).count("train-teacher") == 1
 
 
+@pytest.mark.slow
 def test_a_killed_table_goes_on_where_it_stopped(tmp_path):
     (tmp_path / "hang_model.arp=None").touch()
     code = "import sys; from pathlib import Path; from tests.jobs import test_ablate;test_ablate.run(Path(sys.argv[1]))"

@@ -83,6 +83,7 @@ def test_both_stores_hold_the_same_points_and_other_rows(stores):
     assert abs(first.similarity - second.similarity).mean() > 0.02
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "loss"),
     [
@@ -108,6 +109,7 @@ class Killed(Exception):
     """Stands for a signal."""
 
 
+@pytest.mark.slow
 def test_feature_matching_resumes_with_its_projection(scenes, matching, tmp_path, monkeypatch):
     from pipeline.models.training_hooks import StepSeedHook
 
@@ -132,6 +134,7 @@ def test_feature_matching_resumes_with_its_projection(scenes, matching, tmp_path
     assert len(logged(matching, "loss_feature")) == 3
 
 
+@pytest.mark.slow
 def test_a_student_distils_too_and_takes_a_teacher_that_matched_features(scenes, stores, matching, tmp_path):
     options = options_of(
         scenes,
@@ -150,6 +153,7 @@ def test_a_student_distils_too_and_takes_a_teacher_that_matched_features(scenes,
     assert not any("projection" in name for name in names)
 
 
+@pytest.mark.slow
 def test_evaluation_of_such_a_teacher_asks_no_sam(scenes, matching, monkeypatch):
     from pipeline.distill import live_sam
 

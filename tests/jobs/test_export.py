@@ -65,7 +65,7 @@ def exported(student, options, tmp_path_factory):
     return out
 
 
-@pytest.mark.parametrize("which", ["student", "teacher"])
+@pytest.mark.parametrize("which", ["student", pytest.param("teacher", marks=pytest.mark.slow)])
 def test_stock_mmdet_finds_what_evaluate_finds(which, exported, student, options, classes, tmp_path):
     config = open_config(STUDENT, options)
     entry = whole_truth(config, names=classes).images[0]

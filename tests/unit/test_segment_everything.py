@@ -152,7 +152,12 @@ def test_the_filters_of_the_parity_test_do_filter(busy):
 
 @pytest.mark.parametrize(
     "more",
-    [{}, {"crop_n_layers": 1}, {"use_m2m": True}, {"use_m2m": True, "crop_n_layers": 1}],
+    [
+        {},
+        {"crop_n_layers": 1},
+        {"use_m2m": True},
+        pytest.param({"use_m2m": True, "crop_n_layers": 1}, marks=pytest.mark.slow),
+    ],
     ids=["plain", "crops", "masks given back", "both"],
 )
 def test_trained_weights_equal_the_stock_generator_on_a_scene(more):
@@ -204,7 +209,7 @@ def test_batch_and_chunk_sizes_change_nothing_but_rounding(busy, monkeypatch):
     image = mosaic()
     settings = GeneratorSettings(6, 64, 0.5, 0.1, 0.01, 0.7)
     whole = segment_everything(busy, image, settings)
-    monkeypatch.setitem(full_resolution.MAX_VALUES, "cpu", 1)  # one mask and one cell at a time
+    monkeypatch.setitem(full_resolution.MAX_VALUES, "cpu", 500)  # one mask and few cells at a time
     assert segment_everything(busy, image, settings) == whole
     small = segment_everything(busy, image, replace(settings, points_per_batch=1))
     assert len(small) == len(whole)

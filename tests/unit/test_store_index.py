@@ -133,7 +133,7 @@ def test_a_remote_store_opens_in_two_requests(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "step", ["replace", "unlink", *(pytest.param(s, marks=pytest.mark.slow) for s in ("write", "fsync"))]
+    "step", ["unlink", *(pytest.param(s, marks=pytest.mark.slow) for s in ("replace", "write", "fsync"))]
 )
 def test_a_retry_killed_anywhere_leaves_no_stale_index(tmp_path, spawner, step):
     fill(tmp_path / "start")
