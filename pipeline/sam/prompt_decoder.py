@@ -80,7 +80,7 @@ class PromptDecoder:
         """Prompt tokens [P, T, C] attend to image tokens [P or 1, N, C]: [P, T, C]."""
         heads, (prompts, length, _) = attention.num_heads, asking.shape
         queries = _split(attention.q_proj(asking), heads)  # [P, h, T, d]
-        place = F.linear(self._position, attention.k_proj.weight, attention.k_proj.bias)  # [1, N, h * d]
+        place = self._place(attention.k_proj)  # [1, N, h * d]
         if len(keys) == 1:
             # One image for all: prompts are only more queries.
             merged = queries.transpose(0, 1).reshape(1, heads, prompts * length, queries.shape[-1])
@@ -88,10 +88,7 @@ class PromptDecoder:
             seen = F.scaled_dot_product_attention(merged, key, _split(attention.v_proj(keys), heads))
             seen = seen.reshape(heads, prompts, length, queries.shape[-1]).transpose(0, 1)
         elif _is_narrow(attention, length):
-            queries = queries * queries.shape[-1] ** -0.5
-            moved = queries @ _per_head(attention.k_proj.weight, heads)  # [P, h, T, C]
-            scores = _per_prompt(queries, _split(place, heads))
-            scores = _plus_product(scores, moved.flatten(1, 2), keys.transpose(1, 2))  # [P, h * T, N]
+            scores = _scores(queries, attention.k_proj.weight, place, keys)  # [P, h * T, N]
             summary = scores.softmax(-1) @ keys  # [P, h * T, C]
             summary = summary.reshape(prompts, heads, length, keys.shape[-1])
             seen = summary @ _per_head(attention.v_proj.weight, heads).transpose(1, 2)  # [P, h, T, d]
@@ -107,24 +104,24 @@ class PromptDecoder:
         heads, (prompts, length, _) = attention.num_heads, offering.shape
         key = _split(attention.k_proj(offering), heads)  # [P, h, T, d]
         value = _split(attention.v_proj(values), heads)
-        place = F.linear(self._position, attention.q_proj.weight, attention.q_proj.bias)  # [1, N, h * d]
+        place = self._place(attention.q_proj)  # [1, N, h * d]
         if not _is_narrow(attention, length):
             asking = _split(F.linear(keys, attention.q_proj.weight) + place, heads).expand(prompts, -1, -1, -1)
             seen = F.scaled_dot_product_attention(asking, key, value)
             answer: Tensor = keys + attention.out_proj(seen.transpose(1, 2).flatten(2))
             return answer
-        key = key * key.shape[-1] ** -0.5
-        if len(keys) == 1:
-            scores = _per_prompt(key, _split(F.linear(keys, attention.q_proj.weight) + place, heads))
-        else:
-            moved = key @ _per_head(attention.q_proj.weight, heads)  # [P, h, T, C]
-            scores = _plus_product(_per_prompt(key, _split(place, heads)), moved.flatten(1, 2), keys.transpose(1, 2))
+        scores = _scores(key, attention.q_proj.weight, place, keys)
         shares = scores.reshape(prompts, heads, length, keys.shape[1]).softmax(2).flatten(1, 2)  # [P, h * T, N]
         # [C, h * d] to [h, d, C]: what a head's output becomes. A head's shares sum to 1, so each takes its part of
         # the bias.
         out = attention.out_proj.weight.reshape(-1, heads, key.shape[-1]).permute(1, 2, 0)
         rows = (value @ out).flatten(1, 2) + attention.out_proj.bias / heads  # [P, h * T, C]
         return _plus_product(keys.expand(prompts, -1, -1), shares.transpose(1, 2), rows)
+
+    def _place(self, projection: Any) -> Tensor:
+        """[1, N, h * d] what the position code adds to keys or queries, bias included, at full precision."""
+        with torch.autocast(self._position.device.type, enabled=False):
+            return F.linear(self._position, projection.weight, projection.bias)
 
     def predicted_iou(self, decoded: Decoded) -> Tensor:
         """[P, 3] of the multimask outputs, at the precision that is on."""
@@ -180,6 +177,20 @@ def _split(channels: Tensor, heads: int) -> Tensor:
 def _per_head(weight: Tensor, heads: int) -> Tensor:
     """A projection's weight [h * d, C] as [h, d, C]."""
     return weight.reshape(heads, -1, weight.shape[1])
+
+
+def _scores(tokens: Tensor, weight: Tensor, place: Tensor, keys: Tensor) -> Tensor:
+    """What prompt tokens [P, h, T, d] and projected image tokens [P or 1, N, C] have in common: [P, h * T, N].
+
+    Not in autocast: fused attention keeps its scores in float32, and rounded to bfloat16 they would move masks.
+    """
+    heads = tokens.shape[1]
+    with torch.autocast(tokens.device.type, enabled=False):
+        tokens = tokens.to(keys.dtype) * tokens.shape[-1] ** -0.5
+        if len(keys) == 1:
+            return _per_prompt(tokens, _split(F.linear(keys, weight) + place, heads))
+        moved = tokens @ _per_head(weight, heads)  # [P, h, T, C]
+        return torch.baddbmm(_per_prompt(tokens, _split(place, heads)), moved.flatten(1, 2), keys.transpose(1, 2))
 
 
 def _per_prompt(queries: Tensor, place: Tensor) -> Tensor:

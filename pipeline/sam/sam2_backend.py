@@ -41,6 +41,8 @@ class Sam2Backend:
         if precision == "bf16" and self.device.type != "cuda":
             raise ConfigError("bf16 is for CUDA devices", where="sam precision", got=str(self.device), fix="use fp32")
         self.precision: Precision = precision
+        if precision == "bf16":
+            torch.set_float32_matmul_precision("high")  # TF32 for what autocast leaves alone, as SAM 2's notebooks do
         self.model = model.to(self.device).eval().requires_grad_(False)
         self.input_hw: tuple[int, int] = (model.image_size, model.image_size)
         self.grid_hw: tuple[int, int] = tuple(model.sam_prompt_encoder.image_embedding_size)
