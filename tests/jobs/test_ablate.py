@@ -73,6 +73,7 @@ def test_cells_of_a_table_have_one_budget(table, tmp_path):
 OPTIONS = {part for table in TABLES for c in table.cells for part in (c.teacher, c.student) if part and part.options}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", sorted(OPTIONS, key=str), ids=lambda part: " ".join([part.config, *part.options]))
 def test_options_of_tables_have_an_effect(part):
     file = CONFIGS / f"{part.config}.py"

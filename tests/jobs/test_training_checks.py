@@ -287,6 +287,7 @@ def test_a_dry_run_checks_the_data_too(scenes, tmp_path, capsys):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_a_run_that_died_before_its_first_checkpoint_is_begun_again_with_other_settings(scenes, tmp_path):
     folder = tmp_path / "run"
     train(scenes.root, folder)

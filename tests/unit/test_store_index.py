@@ -153,7 +153,7 @@ def test_a_retry_killed_anywhere_leaves_no_stale_index(tmp_path, spawner, step):
     assert with_index == ({False} if step == "replace" else {True, False})
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["proposals", pytest.param("similarity", marks=pytest.mark.slow)])
 def test_a_removal_killed_anywhere_leaves_a_sound_store_and_can_be_repeated(tmp_path, spawner, kind):
     fill(tmp_path / "start", kind)
     whole, num = contents(tmp_path / "start"), 0
