@@ -26,6 +26,7 @@ batch_size = 8
 max_iters = 368_750
 val_interval = 5_000
 checkpoint_interval = 5_000
+panel_interval = 2_000
 learning_rate = 1e-4
 init_checkpoint = None
 teacher_checkpoint = None

@@ -9,6 +9,7 @@ import torch
 from omegaconf import OmegaConf
 
 from data_schemas.proposals import check_proposal, proposal_order
+from jobs.stock_generator import stock_generator
 from pipeline.errors import ConfigError
 from pipeline.masks import rle
 from pipeline.sam import full_resolution
@@ -74,23 +75,8 @@ def busy(tmp_path_factory):
     return backend
 
 
-def stock_generate(model, image, settings, **more):
-    from sam2.automatic_mask_generator import SAM2AutomaticMaskGenerator
-
-    generator = SAM2AutomaticMaskGenerator(
-        model,
-        points_per_side=settings.points_per_side,
-        points_per_batch=5,
-        pred_iou_thresh=settings.pred_iou_threshold,
-        stability_score_thresh=settings.stability_score_threshold,
-        stability_score_offset=settings.stability_score_offset,
-        box_nms_thresh=settings.box_nms_threshold,
-        output_mode="coco_rle",
-        **more,
-    )
-    size = model.image_size
-    generator.predictor._bb_feat_sizes = [(size // stride,) * 2 for stride in (4, 8, 16)]  # stock assumes 1024
-    return generator.generate(image)
+def stock_generate(model, image, settings):
+    return stock_generator(model, settings, points_per_batch=5).generate(image)
 
 
 def assert_same(ours, stock):
@@ -171,7 +157,7 @@ def test_trained_weights_equal_the_stock_generator_on_a_scene(more):
     settings = GeneratorSettings(points_per_side=8, pred_iou_threshold=0.4, stability_score_threshold=0.6, **more)
     ours = segment_everything(backend, image, settings)
     assert len(ours) >= 3
-    assert_same(ours, stock_generate(backend.model, image, settings, **more))
+    assert_same(ours, stock_generate(backend.model, image, settings))
     if more:
         plain = segment_everything(backend, image, replace(settings, crop_n_layers=0, use_m2m=False))
         assert {each.rle_counts for each in ours} != {each.rle_counts for each in plain}
@@ -299,14 +285,7 @@ def test_crops_equal_the_stock_generator(busy, layers, factor, crop_nms, size_hw
         crop_nms_threshold=crop_nms,
     )
     ours = segment_everything(busy, mosaic(*size_hw), settings)
-    stock = stock_generate(
-        busy.model,
-        mosaic(*size_hw),
-        settings,
-        crop_n_layers=layers,
-        crop_n_points_downscale_factor=factor,
-        crop_nms_thresh=crop_nms,
-    )
+    stock = stock_generate(busy.model, mosaic(*size_hw), settings)
     assert_same(ours, stock)
     whole = segment_everything(busy, mosaic(*size_hw), replace(settings, crop_n_layers=0))
     assert {each.rle_counts for each in ours} != {each.rle_counts for each in whole}
