@@ -78,21 +78,34 @@ def run_side_by_side(
             child.wait()
 
 
+def piped(words: Sequence[str]) -> subprocess.Popen[str]:
+    """Start a command with one thread and its output as a pipe to here: if this process is killed, that ends it too."""
+    return subprocess.Popen(
+        words,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        env=os.environ | dict.fromkeys(THREAD_VARIABLES, "1"),
+    )
+
+
+def wait_or_kill(process: subprocess.Popen[str]) -> None:
+    """Give a command that was told to stop its time, and no more."""
+    try:
+        process.wait(GRACE_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
 class _Child:
     """A running command and the thread that hands its lines on."""
 
     def __init__(self, command: Command, program: Sequence[str], tell: Callable[[str], None]) -> None:
         self._name = command.name
-        # Its output is a pipe to here: should this process be killed, its next line ends it too.
-        self._process = subprocess.Popen(
-            [*program, *command.words],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-            env=os.environ | dict.fromkeys(THREAD_VARIABLES, "1"),
-        )
+        self._process = piped([*program, *command.words])
         self._reader = threading.Thread(target=self._hand_on, args=(tell,), daemon=True)
         self._reader.start()
 
@@ -120,9 +133,5 @@ class _Child:
         self._process.terminate()
 
     def wait(self) -> None:
-        try:
-            self._process.wait(GRACE_SECONDS)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+        wait_or_kill(self._process)
         self._reader.join()

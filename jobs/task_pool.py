@@ -6,9 +6,7 @@ all its attempts.
 """
 
 import json
-import os
 import signal
-import subprocess
 import threading
 import time
 from collections import deque
@@ -16,9 +14,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from jobs.isolation import THREAD_VARIABLES
 from jobs.ray_runner import WorkerSettings, run_sharded
-from jobs.side_by_side import GRACE_SECONDS, PROGRAM
+from jobs.side_by_side import PROGRAM, piped, wait_or_kill
 from jobs.training import is_interrupted
 from pipeline.data.coco import write_json
 
@@ -198,16 +195,7 @@ class _Child:
         self._last: deque[str] = deque(maxlen=_NUM_TOLD)
         task.log.parent.mkdir(parents=True, exist_ok=True)
         resume = ("--resume",) if task.run_dir is not None and is_interrupted(task.run_dir) else ()
-        # Its output is a pipe to here: should this process be killed, its next line ends it too.
-        self._process = subprocess.Popen(
-            [*program, *task.words, *resume],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-            env=os.environ | dict.fromkeys(THREAD_VARIABLES, "1"),
-        )
+        self._process = piped([*program, *task.words, *resume])
         self._reader = threading.Thread(target=self._hand_on, args=(tell,), daemon=True)
         self._reader.start()
 
@@ -227,11 +215,7 @@ class _Child:
 
     def finish(self) -> Ended:
         """Wait for its end, and note its seconds."""
-        try:
-            self._process.wait(GRACE_SECONDS)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+        wait_or_kill(self._process)
         self._reader.join()
         seconds = (seconds_of(self._task.log) or 0.0) + time.monotonic() - self._start
         write_json({"seconds": round(seconds, 3)}, _times(self._task.log))
