@@ -36,6 +36,8 @@ def run(
     work_dir: Path | None = None,
     ray_address: str = LOCAL,
     budget: str = "short",
+    percent: float | None = None,
+    at_once: int | None = None,
     dry_run: bool = False,
 ) -> None:
     """Do the command; see ``s4m-pipeline ablate --help``.
@@ -46,6 +48,8 @@ def run(
         work_dir: Everything is written here; work_dirs/ablation_<budget> by default.
         ray_address: See ``jobs/ray_runner.py``.
         budget: tiny | short | full: the demo's sizes --tiny, its default, --long.
+        percent: Of the scenes that are labelled; the budget's own where None.
+        at_once: Tasks beside each other on this machine; as many as cores, eight at most, where None.
         dry_run: Say what would be run and which configs are missing.
 
     Raises:
@@ -57,17 +61,18 @@ def run(
     if budget not in BUDGETS:
         raise ConfigError("unknown budget", where="--budget", expected=" | ".join(BUDGETS), got=budget)
     folder = (work_dir or Path("work_dirs") / f"ablation_{budget}").resolve()
-    study = Study(chosen, budget, seeds, folder)
+    study = Study(chosen, budget, seeds, folder, percent=percent)
     if dry_run:
         print_plan(study)
     else:
-        run_study(study, ray_address=ray_address)
+        run_study(study, ray_address=ray_address, at_once=at_once)
 
 
 def run_study(
     study: Study,
     *,
     ray_address: str = LOCAL,
+    at_once: int | None = None,
     program: Sequence[str] = PROGRAM,
     prepare: Callable[[Study], None] = ablation_data.prepare,
 ) -> None:
@@ -76,6 +81,7 @@ def run_study(
     Args:
         study: The table and its circumstances.
         ray_address: ``local`` runs child processes here.
+        at_once: So many of them beside each other.
         program: What tasks are given to.
         prepare: Makes the data.
 
@@ -94,7 +100,7 @@ def run_study(
     pending = {task.name for task in tasks}
     _write_finished(left, pending, study, found)
     with _Work(left, tasks) as work:
-        for ended in _run(tasks, ray_address, program, work):
+        for ended in _run(tasks, ray_address, at_once, program, work):
             work.end(ended)
             if ended.code:
                 failures.append(ended)
@@ -105,9 +111,11 @@ def run_study(
     _report(study, jobs, found, failures)
 
 
-def _run(tasks: Sequence[Task], ray_address: str, program: Sequence[str], work: "_Work") -> Iterator[Ended]:
-    at_once = min(os.cpu_count() or 1, MAX_AT_ONCE)
+def _run(
+    tasks: Sequence[Task], ray_address: str, at_once: int | None, program: Sequence[str], work: "_Work"
+) -> Iterator[Ended]:
     if ray_address == LOCAL:
+        at_once = at_once or min(os.cpu_count() or 1, MAX_AT_ONCE)
         return run_tasks(tasks, at_once=at_once, program=program, tell=work.heard)
     theirs = None if tuple(program) == PROGRAM else program
     return run_tasks_on_ray(tasks, address=ray_address, workers=WorkerSettings(), program=theirs)

@@ -34,13 +34,16 @@ class Study:
     budget: str
     num_seeds: int
     work_dir: Path
-    """Absolute: workers of Ray run elsewhere."""
+    """Absolute: workers of Ray run elsewhere. Shared by tables, and by shares of labelled scenes."""
+    percent: float | None = None
+    """Of the scenes that are labelled; the budget's own where None."""
     configs: Path = CONFIGS
 
     @property
     def size(self) -> Size:
         """Scenes and steps."""
-        return BUDGETS[self.budget]
+        size = BUDGETS[self.budget]
+        return size if self.percent is None else replace(size, percent=self.percent)
 
     @property
     def seeds(self) -> range:
@@ -54,15 +57,25 @@ class Study:
 
     def split(self, seed: int) -> Path:
         """Which scenes are labelled."""
-        return self.work_dir / f"data/seed_{seed}/split.json"
+        return self.work_dir / "data" / self.share / f"seed_{seed}/split.json"
 
     def store(self, seed: int) -> Path:
         """Similarity targets of those."""
-        return self.work_dir / f"data/seed_{seed}/store"
+        return self.work_dir / "data" / self.share / f"seed_{seed}/store"
+
+    @property
+    def share(self) -> str:
+        """How many are labelled, in names of files."""
+        return f"{self.size.percent:g}_percent"
+
+    @property
+    def name(self) -> str:
+        """Of the table's file."""
+        return f"s4m_{self.table.name.lower().replace('.', '')}_{self.share}"
 
     def cell_file(self, cell: Cell, seed: int) -> Path:
         """What a cell gave."""
-        return self.work_dir / "results" / self.table.name / f"{cell.name}_seed{seed}.json"
+        return self.work_dir / "results" / self.table.name / self.share / f"{cell.name}_seed{seed}.json"
 
 
 @dataclass(frozen=True)

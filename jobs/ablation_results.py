@@ -119,9 +119,8 @@ def _row(table: Table, cell: Cell, by_seed: Mapping[int, Mapping[str, float | No
 
 
 def write_table(study: Study, rows: Sequence[Mapping[str, Any]], missing: Sequence[str]) -> Path:
-    """Write ``s4m_<table>.json`` into the work directory, and say where it is."""
-    name = study.table.name.lower().replace(".", "")
-    path = study.work_dir / f"s4m_{name}.json"
+    """Write ``s4m_<table>_<share>_percent.json`` into the work directory, and say where it is."""
+    path = study.work_dir / f"{study.name}.json"
     content = {
         "table": study.table.name,
         "title": study.table.title,
@@ -137,7 +136,7 @@ def write_table(study: Study, rows: Sequence[Mapping[str, Any]], missing: Sequen
 
 
 def markdown_table(results: Mapping[str, Any]) -> str:
-    """The content of ``s4m_<table>.json`` as a Markdown table: mean ± deviation over seeds, in percent."""
+    """The content of :func:`write_table`'s file as a Markdown table: mean ± deviation over seeds, in percent."""
     figures = list(results["rows"][0]["mean"])
     lines = [
         "| " + " | ".join(["row", "seeds", *(TITLES[figure] for figure in figures)]) + " |",

@@ -230,6 +230,12 @@ def ablate(
     budget: Annotated[
         Literal["tiny", "short", "full"], typer.Option(help="A few steps; the demo's; those of demo --long.")
     ] = "short",
+    percent: Annotated[
+        float | None, typer.Option(help="Of the scenes that are labelled [default: 10; 34 with --budget tiny].")
+    ] = None,
+    at_once: Annotated[
+        int | None, typer.Option(min=1, help="Tasks beside each other on this machine [default: its cores, at most 8].")
+    ] = None,
     dry_run: opt.DryRun = False,
 ) -> None:
     """The cells of one of S4M's tables on the embedded scenes, as mean and deviation over seeds.
@@ -238,8 +244,8 @@ def ablate(
     by one. A.1: class accuracy and quality of pseudo-labels. A.2: kinds of prompts.
 
     Cells of a table have equal budgets; the last checkpoint is evaluated; a teacher that several cells need is
-    trained once. Each cell and seed ends in a file below WORK_DIR/results, the table in WORK_DIR/s4m_TABLE.json. Run
-    it again after an interruption: only what is missing is run, and what was begun goes on. A cell that fails costs
+    trained once. Each cell and seed ends in a file below WORK_DIR/results, the table in WORK_DIR/s4m_*.json. Run it
+    again after an interruption: only what is missing is run, and what was begun goes on. A cell that fails costs
     no other: the exit code is that of the first failure. 'local' runs as many tasks beside each other as there are
     cores.
     """

@@ -32,8 +32,8 @@ TOY = Table(
 )
 
 
-def study_of(folder, *, table=TOY, num_seeds=1):
-    return Study(table, "tiny", num_seeds, folder / "work")
+def study_of(folder, *, table=TOY, num_seeds=1, percent=None):
+    return Study(table, "tiny", num_seeds, folder / "work", percent=percent)
 
 
 def run(folder, **changes):
@@ -46,7 +46,7 @@ def calls(folder):
 
 
 def cell_files(folder):
-    return {path.name: json.loads(path.read_text()) for path in (folder / "work/results/6").iterdir()}
+    return {path.name: json.loads(path.read_text()) for path in (folder / "work/results/6/34_percent").iterdir()}
 
 
 @pytest.mark.parametrize("table", TABLES, ids=lambda table: table.name)
@@ -99,10 +99,19 @@ def test_teachers_are_shared_and_seeds_are_not(tmp_path):
     assert {job.digest for job in longer}.isdisjoint(job.digest for job in jobs)
 
 
+def test_shares_of_labels_lie_beside_each_other(tmp_path):
+    ten = Planner(study_of(tmp_path, percent=10)).jobs()
+    five = Planner(study_of(tmp_path, percent=5)).jobs()
+    assert {job.digest for job in ten}.isdisjoint(job.digest for job in five)
+    assert {job.file for job in ten}.isdisjoint(job.file for job in five)
+    run(tmp_path, percent=50)
+    assert json.loads((tmp_path / "work/s4m_6_50_percent.json").read_text())["size"]["percent"] == 50
+
+
 def test_a_table_is_run_once(tmp_path, capsys):
     run(tmp_path, num_seeds=2)
     assert sorted(calls(tmp_path)) == ["pseudo-label"] * 2 + ["train-student"] * 4 + ["train-teacher"] * 2
-    results = json.loads((tmp_path / "work/s4m_6.json").read_text())
+    results = json.loads((tmp_path / "work/s4m_6_34_percent.json").read_text())
     assert markdown_table(results) in capsys.readouterr().out
     assert results["missing"] == []
     before = cell_files(tmp_path)
@@ -143,7 +152,7 @@ def test_a_student_without_figures_does_not_get_its_teachers(tmp_path, capsys):
     run(tmp_path)
     student = tmp_path / "work/runs" / cell_files(tmp_path)["I_seed1.json"]["tasks"]["student"]["run"]
     (student / "done.json").write_text(json.dumps({"iterations": 4, "validation": {}}))
-    (tmp_path / "work/results/6/I_seed1.json").unlink()
+    (tmp_path / "work/results/6/34_percent/I_seed1.json").unlink()
     with pytest.raises(SystemExit):
         run(tmp_path)
     assert re.search(r"alone, seed 1: a finished run has no result[\s\S]*delete", capsys.readouterr().out)
@@ -156,7 +165,7 @@ def test_a_failed_cell_costs_no_other_and_is_run_again(tmp_path, capsys):
         run(tmp_path)
     assert stop.value.code == 3
     assert set(cell_files(tmp_path)) == {"I_seed1.json"}
-    assert json.loads((tmp_path / "work/s4m_6.json").read_text())["missing"] == ["II, seed 1"]
+    assert json.loads((tmp_path / "work/s4m_6_34_percent.json").read_text())["missing"] == ["II, seed 1"]
     out = capsys.readouterr().out
     assert "error: model.arp=None is broken" in out
     assert "1 of 2 cells are missing: II, seed 1" in out
@@ -173,7 +182,7 @@ def test_a_killed_table_goes_on_where_it_stopped(tmp_path):
     (tmp_path / "hang_model.arp=None").touch()
     code = "import sys; from pathlib import Path; from tests.jobs import test_ablate;test_ablate.run(Path(sys.argv[1]))"
     process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT)
-    done, until = tmp_path / "work/results/6/I_seed1.json", time.monotonic() + 120
+    done, until = tmp_path / "work/results/6/34_percent/I_seed1.json", time.monotonic() + 120
     while not (done.exists() and "model.arp" in (tmp_path / "calls").read_text()):
         assert time.monotonic() < until
         assert process.poll() is None
@@ -190,7 +199,7 @@ def test_a_killed_table_goes_on_where_it_stopped(tmp_path):
 
 def test_results_of_other_settings_are_not_mixed_in(tmp_path):
     run(tmp_path)
-    file = tmp_path / "work/results/6/I_seed1.json"
+    file = tmp_path / "work/results/6/34_percent/I_seed1.json"
     content = json.loads(file.read_text())
     file.write_text(json.dumps({**content, "digest": "0" * 64}))
     with pytest.raises(InputError, match=r"other settings[\s\S]*I_seed1"):
