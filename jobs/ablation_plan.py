@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from jobs.ablation_tables import Cell, Part, Table
+from jobs.config_files import as_text
 from jobs.demo import FULL, LONG, TINY, Size
 from jobs.label_settings import KEYS
-from jobs.networks import as_text, open_config
+from jobs.networks import open_config
 from jobs.task_pool import Task
 from jobs.training import DONE, has_teacher
 from jobs.training_checks import KNOWN_KEYS
@@ -147,7 +148,6 @@ class Planner:
     def _make(self, stage: Stage, part: Part, seed: int, teacher: Step | None) -> Step:
         file = self.study.configs / f"{part.config}.py"
         options = self._options(stage, part, seed, teacher)
-        # Not read_training_config, which lays the config out to search it: seconds for each. The training does that.
         config = open_config(file, options, also_known=KEYS if stage == "labels" else KNOWN_KEYS)
         if stage != "labels" and has_teacher(config) != (stage == "student"):
             raise ConfigError(f"a table wants a {stage} here", where=file, got="a config of the other stage")

@@ -63,11 +63,6 @@ def open_config(path: Path, cfg_options: Sequence[str], *, also_known: Sequence[
     return config
 
 
-def as_text(config: Config) -> str:
-    """A config for ``Config.fromstring`` in another process; not laid out for people, which takes a second."""
-    return "".join(f"{name} = {value!r}\n" for name, value in config.to_dict().items())
-
-
 def load_network(config: Config, checkpoint: str | Path, *, which: Which = "student") -> Any:
     """Build the network of a config and load a checkpoint into it, strictly.
 

@@ -15,13 +15,12 @@ from typing import Any
 from mmengine.config import Config
 
 from data_schemas.manifest import SCHEMA_VERSIONS, ImageKey, StoreIdentity, digest
-from jobs.config_files import write_resolved
+from jobs.config_files import as_text, write_resolved
 from jobs.label_settings import KEYS, LabelSettings, Source, find_source, load_label_settings, refiner_of
 from jobs.label_summary import RESULTS, SUMMARY, print_summary, write_outputs
 from jobs.labelling import Labeller, PseudoLabelStage
 from jobs.networks import (
     Which,
-    as_text,
     class_names,
     file_sha256,
     filter_of,

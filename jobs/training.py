@@ -23,7 +23,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from jobs.config_files import load_config, parse_options, write_resolved
+from jobs.config_files import PlainConfig, load_config, parse_options, write_resolved
 from pipeline.data.coco import write_json
 from pipeline.errors import CheckpointError, ConfigError, EnvironmentProblemError, InputError
 
@@ -280,7 +280,7 @@ def train(run: TrainingRun, *, launcher: str = "none", device: str | None = None
     from pipeline.models.training_hooks import TrainingRunner
     from pipeline.models.weights import read_checkpoint
 
-    config = Config.fromfile(run.config_path)
+    config = PlainConfig.of(Config.fromfile(run.config_path))
     config.launcher = launcher
     # mmengine keeps hubs and visualizers by name for the life of the process: a second run would log into the first.
     config.experiment_name = config.visualizer.name = f"{run.work_dir.name}_{uuid.uuid4().hex[:8]}"

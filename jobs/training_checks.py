@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from data_schemas.manifest import StoreIdentity
+from jobs.config_files import as_text
 from jobs.distillation_checks import DRAWN, FROM_STORE, check_distillation
 from jobs.settings import hydrate, known_keys
 from jobs.store_checks import image_keys, refuse_other_images
@@ -80,7 +81,7 @@ def refuse_dead_overrides(options: Mapping[str, Any], config: Any, *, where: str
         ConfigError: an override of a plain top-level setting that nothing looks at any more.
     """
     tree = dict(dict.items(config._cfg_dict))
-    text = config.pretty_text
+    text = as_text(config)
     for name in options:
         is_plain = isinstance(tree.get(name), str | int | float) and not isinstance(tree.get(name), bool)
         if is_plain and name not in _WORDS and f"{{{name}}}" not in text and name not in _RUNNER_KEYS:

@@ -15,7 +15,7 @@ from jobs import ablate
 from jobs.ablation_plan import BUDGETS, CONFIGS, Planner, Study, missing_configs
 from jobs.ablation_results import markdown_table, rows_of
 from jobs.ablation_tables import TABLES, TITLES, Cell, Part, Table, find_table
-from jobs.networks import as_text
+from jobs.config_files import as_text
 from jobs.training import read_training_config
 from pipeline.errors import ConfigError, InputError
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.config_files import dotted_keys, load_config, parse_options, write_resolved
+from jobs.config_files import PlainConfig, dotted_keys, load_config, parse_options, write_resolved
 from jobs.training import expand
 from pipeline.errors import ConfigError
 
@@ -127,3 +127,12 @@ def test_every_config_says_the_command_that_runs_it():
     for path in runnable:
         told = ast.get_docstring(ast.parse(path.read_text())) or ""
         assert re.search(rf"s4m-pipeline [\w-]+ {path.relative_to(root.parent)}", told), path
+
+
+@pytest.mark.parametrize("name", ["student/scenes_points", "teacher/coco_r50", "sam/scenes"])
+def test_a_laid_out_config_is_the_same_config(name, tmp_path):
+    config = load_config(ROOT / f"configs/{name}.py")
+    text = PlainConfig.of(config).pretty_text
+    assert max(map(len, text.splitlines())) <= 150
+    (tmp_path / "again.py").write_text(text)
+    assert load_config(tmp_path / "again.py").to_dict() == config.to_dict()
