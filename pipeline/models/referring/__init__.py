@@ -1,1 +1,1 @@
-"""Networks and training of referring expression segmentation."""
+"""Networks that segment what a sentence speaks of, and their training with and without labels (SemiRES)."""
