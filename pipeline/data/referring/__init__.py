@@ -1,0 +1,1 @@
+"""Referring expressions as training and evaluation data: RefCOCO, RefCOCO+, G-Ref, gRefCOCO, the embedded scenes."""
