@@ -7,10 +7,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline.errors import ConfigError
 from pipeline.masks import rle
 from pipeline.masks.library import MaskLibrary
+from pipeline.masks.resample import resampled_mask
 from pipeline.refine.build import build_refiner
+from pipeline.refine.cpi import accept_cpi
 from pipeline.refine.interface import TeacherMasks
+from pipeline.refine.iom import accept_iom
+from pipeline.refine.matching import Overlaps
 
 RULES = ("iom", "cpi", "cpi_u", "cpi_o")
 THRESHOLDS = {
@@ -175,3 +180,81 @@ def test_only_what_may_be_accepted_is_unpacked(name):
     refined = refiner.refine(1, None, teacher_of(masks[:1], np.ones((40, 50), bool)), np.random.default_rng(0))
     assert refined.outcomes == ["matched"]
     np.testing.assert_array_equal(refined.masks[0], masks[0])
+
+
+def prefix_sums(mask, library):
+    """Shared pixels from runs alone: sums of the mask up to where each run of a proposal begins and ends."""
+    before = np.concatenate([[0], np.cumsum(mask.T.reshape(-1))])
+    spans = [rle.runs(code) for code in library.rles(np.arange(len(library)))]
+    return np.array([(before[runs[:, 1]] - before[runs[:, 0]]).sum() for runs in spans], np.int64)
+
+
+@pytest.mark.parametrize("name", RULES)
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_loop_matrix_and_run_lengths_accept_the_same(name, data):
+    """The four ways to count: a loop over masks, one matrix product, sums over runs, and the matcher with bounds."""
+    size = data.draw(st.integers(1, 9)), data.draw(st.integers(1, 9))
+    proposals = data.draw(masks_of(*size, data.draw(st.integers(1, 7))))
+    mask = data.draw(masks_of(*size, 1))[0]
+    mask[0, 0] = True
+    limits = {key: data.draw(thresholds) for key in THRESHOLDS[name]}
+    library = library_of(proposals)
+    refiner = build_refiner(name, proposals=Held(library), **limits)
+    everywhere = np.ones(size, bool)
+    chosen = dense_accept(name, mask, proposals, limits, None)
+    for shared in (
+        np.array([np.count_nonzero(proposal & mask) for proposal in proposals]),
+        proposals.reshape(len(proposals), -1).astype(np.float32) @ mask.reshape(-1).astype(np.float32),
+        prefix_sums(mask, library),
+    ):
+        assert accept_numbers(name, shared, library.areas, int(mask.sum()), limits) == chosen
+    refined = refiner.refine(1, None, teacher_of(mask[None], everywhere), np.random.default_rng(0))
+    expected = proposals[chosen].any(axis=0) if chosen else mask
+    np.testing.assert_array_equal(refined.masks[0], expected)
+
+
+def accept_numbers(name, shared, areas, mask_area, limits):
+    """What the refiner's own rule says of these counts."""
+    overlaps = Overlaps(np.asarray(shared, np.int64), areas, mask_area)
+    if name == "iom":
+        return accept_iom(overlaps, **limits).tolist()
+    cases = {"cpi": "both", "cpi_u": "under", "cpi_o": "over"}[name]
+    return accept_cpi(overlaps, cases=cases, **limits).tolist()
+
+
+@pytest.mark.parametrize("name", RULES)
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_matching_in_a_square_equals_the_dense_rule_there(name, data):
+    """Decided on stretched masks, answered with proposals of the image's size."""
+    size, side = (data.draw(st.integers(1, 9)), data.draw(st.integers(1, 9))), data.draw(st.integers(1, 12))
+    proposals, masks = data.draw(masks_of(*size, data.draw(st.integers(0, 6)))), data.draw(masks_of(*size, 2))
+    teacher = teacher_of(masks, data.draw(views_of(*size)))
+    limits = {key: data.draw(thresholds) for key in THRESHOLDS[name]}
+    refined = build_refiner(name, proposals=Held(library_of(proposals)), match_resolution=side, **limits).refine(
+        1, None, teacher, np.random.default_rng(0)
+    )
+    clipped = proposals & teacher.visible
+    small = np.array([resampled_mask(mask, (side, side)) for mask in clipped], bool).reshape(-1, side, side)
+    for mask, found, outcome in zip(teacher.masks, refined.masks, refined.outcomes, strict=True):
+        query = resampled_mask(mask, (side, side))
+        chosen = dense_accept(name, query, small, limits, None) if query.any() else []
+        np.testing.assert_array_equal(found, clipped[chosen].any(axis=0) if chosen else mask)
+        assert outcome == ("matched" if chosen else "kept" if mask.any() else "empty")
+
+
+def test_a_square_may_decide_otherwise_than_the_image():
+    """A mask of one pixel lies under no centre of a coarser square, so nothing is compared there."""
+    mask = np.zeros((1, 8, 8), bool)
+    mask[0, 0, 0] = True
+    teacher = teacher_of(mask, np.ones((8, 8), bool))
+    for side, outcome in (("native", "matched"), (8, "matched"), (4, "kept")):
+        refiner = build_refiner("iom", proposals=Held(library_of(mask)), match_resolution=side)
+        assert refiner.refine(1, None, teacher, np.random.default_rng(0)).outcomes == [outcome]
+
+
+@pytest.mark.parametrize("side", [0, -480, 480.0, "full", None, True])
+def test_odd_resolutions_are_refused(side):
+    with pytest.raises(ConfigError, match="match_resolution"):
+        build_refiner("cpi_u", proposals=Held(library_of(np.zeros((1, 4, 4), bool))), match_resolution=side)
