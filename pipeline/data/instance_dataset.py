@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from mmdet.structures.bbox import HorizontalBoxes
@@ -22,6 +22,7 @@ from torch.utils.data import Dataset, Sampler
 
 from pipeline.data.coco import (
     BrokenImage,
+    CocoImage,
     CocoSet,
     check_image_files,
     load_coco,
@@ -105,26 +106,12 @@ class InstanceDataset(Dataset):
 
     def record(self, index: int) -> Record:
         """The untransformed sample."""
-        image = self.coco.images[index]
-        path = self.coco.path_of(image)
-        pixels = read_image(path)
-        if pixels.shape[:2] != (image.height, image.width):
-            raise InputError(
-                "image size differs from the annotation file",
-                where=path,
-                expected=f"{image.height} x {image.width}",
-                got=f"{pixels.shape[0]} x {pixels.shape[1]}",
-                fix="correct height and width, or convert the EXIF rotation of the annotations",
-            )
-        sample: Record = {
-            "img": pixels,
-            "img_id": image.image_id,
-            "img_path": str(path),
-            "img_shape": pixels.shape[:2],
-            "ori_shape": pixels.shape[:2],
-            "homography_matrix": np.eye(3, dtype=np.float32),
-        }
+        sample = image_record(self.coco, self.coco.images[index])
         return sample | self.annotations(index) if self.with_masks else sample
+
+    def file_name_of(self, index: int) -> str:
+        """Which image a sample is of."""
+        return self.coco.images[index].file_name
 
     def annotations(self, index: int) -> Record:
         """Boxes [N, 4], labels [N] and masks [N, H, W] of an image, crowds left out."""
@@ -138,6 +125,32 @@ class InstanceDataset(Dataset):
             "gt_bboxes_labels": np.array([self.coco.labels[a.category_id] for a in objects], np.int64),
             "gt_ignore_flags": np.zeros(len(objects), bool),
         }
+
+
+def image_record(coco: CocoSet, image: CocoImage) -> Record:
+    """The start of a sample: ``img`` [H, W, 3] uint8 RGB in the canonical frame, and where it is from.
+
+    Raises:
+        InputError: the image cannot be read, or has another size than the annotation file says.
+    """
+    path = coco.path_of(image)
+    pixels = read_image(path)
+    if pixels.shape[:2] != (image.height, image.width):
+        raise InputError(
+            "image size differs from the annotation file",
+            where=path,
+            expected=f"{image.height} x {image.width}",
+            got=f"{pixels.shape[0]} x {pixels.shape[1]}",
+            fix="correct height and width, or convert the EXIF rotation of the annotations",
+        )
+    return {
+        "img": pixels,
+        "img_id": image.image_id,
+        "img_path": str(path),
+        "img_shape": pixels.shape[:2],
+        "ori_shape": pixels.shape[:2],
+        "homography_matrix": np.eye(3, dtype=np.float32),
+    }
 
 
 class CheckedDataset(InstanceDataset):
@@ -159,6 +172,22 @@ class CheckedDataset(InstanceDataset):
         self.coco = without_images(self.coco, broken)
 
 
+class StreamSource(Protocol):
+    """What a stream needs of a data set; a sample is of one of the images of ``coco``."""
+
+    coco: CocoSet
+    metainfo: Mapping[str, Any]
+
+    def __len__(self) -> int:
+        """Return the number of samples."""
+
+    def __getitem__(self, index: int) -> Record | None:
+        """One sample; None where a transform gave it up."""
+
+    def file_name_of(self, index: int) -> str:
+        """Which image a sample is of."""
+
+
 class StreamDataset(Dataset):
     """An endless, shuffled, augmented stream over a data set, addressed by position."""
 
@@ -174,21 +203,25 @@ class StreamDataset(Dataset):
         """Build the inner data set.
 
         Args:
-            dataset: Config of an :class:`InstanceDataset`.
+            dataset: Config of an :class:`InstanceDataset`, or of another :class:`StreamSource`.
             seed: With ``name``, fixes order and augmentation.
             name: Streams of different names differ though seeds are equal.
             max_broken_share: Share of images that cannot be used, 0 to 1, above which reading ends.
             repeat_threshold: Images with classes in a smaller share of the images come more often (see
-                ``repeat_factor.py``); None: every image once a pass.
+                ``repeat_factor.py``); None: every sample once a pass.
 
         Raises:
-            ConfigError: a threshold that is no positive number.
+            ConfigError: a threshold that is no positive number, or one for samples that are not whole images.
         """
-        self.dataset: InstanceDataset = DATASETS.build(dict(dataset))
+        self.dataset: StreamSource = DATASETS.build(dict(dataset))
         self.seed, self.name = seed, [ord(letter) for letter in name]
         self.metainfo, self.max_broken_share = self.dataset.metainfo, max_broken_share
         factors = None
         if repeat_threshold is not None:
+            if not isinstance(self.dataset, InstanceDataset):
+                raise ConfigError(
+                    "only whole images are repeated", where="repeat_threshold", expected="None", got=repeat_threshold
+                )
             factors = repeat_factors(classes_of_images(self.dataset.coco), repeat_threshold)
         self._passes = Passes([seed, *self.name], len(self.dataset), factors=factors)
         self._broken = {entry.file_name: entry for entry in self.dataset.coco.broken}
@@ -223,17 +256,17 @@ class StreamDataset(Dataset):
             shift += attempt + 1 >= _MAX_REDRAWS // 2
         raise InputError(
             f"no usable crop in {_MAX_REDRAWS} draws",
-            where=self.dataset.coco.images[self.index_at(position)].file_name,
+            where=self.dataset.file_name_of(self.index_at(position)),
             fix="check that the labelled images have objects of a size that survives the transforms",
         )
 
     def _set_aside(self, index: int, error: InputError) -> None:
         """Name an image that cannot be used, the first time; every reading process keeps its own count."""
-        name = self.dataset.coco.images[index].file_name
+        name = self.dataset.file_name_of(index)
         if name in self._broken:
             return
         self._broken[name] = BrokenImage(name, reason_of(error))
-        total = len(self.dataset) + len(self.dataset.coco.broken)
+        total = len(self.dataset.coco.images) + len(self.dataset.coco.broken)
         _LOG.warning("left out %s: %s (%d of %d images)", name, reason_of(error), len(self._broken), total)
         refuse_many_broken(
             list(self._broken.values()), total, self.max_broken_share, where=self.dataset.coco.image_root

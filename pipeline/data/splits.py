@@ -12,7 +12,7 @@ published list.
 import hashlib
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import ROUND_FLOOR, Decimal
 from pathlib import Path, PurePosixPath
 
@@ -41,6 +41,8 @@ class Split:
     """All other image ids of the set, ascending."""
     names_file: str | None = None
     """File name of the list it was read from."""
+    draw: str = "nested"
+    """How it was drawn where it was: nested (see :func:`draw_split`), or the name of another way."""
 
 
 def images_fingerprint(coco: CocoSet) -> str:
@@ -64,8 +66,6 @@ def draw_split(coco: CocoSet, *, percent: float, seed: int) -> Split:
     Raises:
         InputError: percent out of range, or a set without images.
     """
-    if not 0 < percent <= 100:
-        raise InputError("percent is out of range", expected="above 0, at most 100", got=percent)
     if not coco.images:
         raise InputError("empty data set", where=coco.image_root, expected="at least one image", got=0)
     fingerprint = images_fingerprint(coco)
@@ -74,10 +74,20 @@ def draw_split(coco: CocoSet, *, percent: float, seed: int) -> Split:
         return hashlib.sha256(f"{fingerprint}/{seed}/{image_id}".encode()).digest()
 
     order = sorted((image.image_id for image in coco.images), key=place)
+    return split_of(coco, order[: labelled_count(len(order), percent)], percent=percent, seed=seed)
+
+
+def labelled_count(num_images: int, percent: float) -> int:
+    """The floor of ``percent`` of the images, but at least 1.
+
+    Raises:
+        InputError: percent is not above 0 and at most 100.
+    """
+    if not 0 < percent <= 100:
+        raise InputError("percent is out of range", expected="above 0, at most 100", got=percent)
     # Decimal, because 0.07 * 100 is 7.000000000000001 in binary and 0.29 * 100 is 28.999999999999996.
-    share = Decimal(str(percent)) * len(order) / 100
-    count = max(1, int(share.to_integral_value(ROUND_FLOOR)))
-    return _split(coco, order[:count], percent=percent, seed=seed, names_file=None)
+    share = Decimal(str(percent)) * num_images / 100
+    return max(1, int(share.to_integral_value(ROUND_FLOOR)))
 
 
 def split_from_names(coco: CocoSet, names_file: Path) -> Split:
@@ -99,15 +109,16 @@ def split_from_names(coco: CocoSet, names_file: Path) -> Split:
         raise InputError("list of image names is empty", where=names_file, expected="one image name a line", got=0)
     ids = _ids_of(coco, names, names_file)
     percent = 100 * len(ids) / len(coco.images)
-    return _split(coco, ids, percent=percent, seed=None, names_file=names_file.name)
+    return replace(split_of(coco, ids, percent=percent, seed=None), names_file=names_file.name)
 
 
-def _split(
-    coco: CocoSet, labelled: Iterable[int], *, percent: float, seed: int | None, names_file: str | None
+def split_of(
+    coco: CocoSet, labelled: Iterable[int], *, percent: float, seed: int | None, draw: str = "nested"
 ) -> Split:
+    """Put a split together from the ids of its labelled images; the other fields are those of :class:`Split`."""
     chosen = set(labelled)
     others = sorted(image.image_id for image in coco.images if image.image_id not in chosen)
-    return Split(images_fingerprint(coco), percent, seed, tuple(sorted(chosen)), tuple(others), names_file)
+    return Split(images_fingerprint(coco), percent, seed, tuple(sorted(chosen)), tuple(others), draw=draw)
 
 
 def _stem(name: str) -> str:
@@ -165,6 +176,8 @@ def save_split(split: Split, path: Path) -> None:
             "labelled": list(split.labelled),
             "unlabelled": list(split.unlabelled),
         }
+        if split.draw != "nested":
+            content["draw"] = split.draw
         write_json(content, path)
         return
     there = _read(path)
@@ -178,13 +191,20 @@ def save_split(split: Split, path: Path) -> None:
         )
 
 
-def load_split(path: Path, coco: CocoSet) -> Split:
+def load_split(path: Path, coco: CocoSet, *, or_of: CocoSet | None = None) -> Split:
     """Read a split and check that it was made for these images.
+
+    Args:
+        path: Written by :func:`save_split`.
+        coco: The set that was split.
+        or_of: Another set of images that the split may have been made for.
 
     Raises:
         InputError: no split file, a damaged one, or one of other images.
     """
     split = _read(Path(path))
+    if or_of is not None and split.fingerprint == images_fingerprint(or_of):
+        coco = or_of
     fingerprint = images_fingerprint(coco)
     if split.fingerprint != fingerprint:
         raise InputError(
@@ -201,7 +221,7 @@ def load_split(path: Path, coco: CocoSet) -> Split:
 
 
 def _describe(split: Split) -> str:
-    made = f"from {split.names_file}" if split.names_file else f"{split.percent:g} %, seed {split.seed}"
+    made = f"from {split.names_file}" if split.names_file else f"{split.percent:g} %, seed {split.seed}, {split.draw}"
     counts = f"{len(split.labelled)} labelled, {len(split.unlabelled)} unlabelled"
     return f"{made}; {counts}; images {split.fingerprint[:16]}"
 
@@ -219,8 +239,8 @@ def _read(path: Path) -> Split:
     try:
         labelled, unlabelled = (tuple(int(entry) for entry in content[key]) for key in ("labelled", "unlabelled"))
         seed = None if content["seed"] is None else int(content["seed"])
-        name = content["names_file"]
-        return Split(str(content["fingerprint"]), float(content["percent"]), seed, labelled, unlabelled, name)
+        name, draw = content["names_file"], str(content.get("draw", "nested"))
+        return Split(str(content["fingerprint"]), float(content["percent"]), seed, labelled, unlabelled, name, draw)
     except (KeyError, TypeError, ValueError) as error:
         raise _damaged(path, f"{type(error).__name__}: {error}") from error
 
