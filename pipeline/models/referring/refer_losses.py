@@ -34,8 +34,8 @@ def pixel_cross_entropy(
 ) -> Tensor:
     """Cross entropy of background and object, for each image on its own.
 
-    SemiRES, Eq. 1, 2 and 10. LAVT's training (SemiRES' burn-in) divides by the sum of weights, SemiRES' mutual learning
-    by the number of pixels. LAVT sums both over the whole batch first; here every image counts the same.
+    LAVT's training (SemiRES' burn-in) divides by the sum of weights, SemiRES' mutual learning by the number of pixels.
+    LAVT sums both over the whole batch first; here every image counts the same.
 
     Args:
         logits: [B, 2, H, W] of background and object; half precision is computed in float32.
@@ -49,11 +49,15 @@ def pixel_cross_entropy(
     """
     entropy = functional.cross_entropy(logits.float(), targets.long(), reduction="none")  # [B, H, W]
     weights = torch.ones_like(entropy) if pixel_weights is None else pixel_weights.to(entropy)
-    if class_weights is not None:
-        background, target = class_weights
-        weights = weights * torch.where(targets.bool(), target, background)
+    weights = weights * class_weight_map(targets, class_weights)
     divisor = weights.sum(dim=(1, 2)).clamp_min(1e-12) if normalise == "weights" else float(targets[0].numel())
     return (entropy * weights).sum(dim=(1, 2)) / divisor
+
+
+def class_weight_map(targets: Tensor, class_weights: ClassWeights | None) -> Tensor:
+    """The weight of every pixel's class, float32 of the shape of ``targets`` (bool); None is 1 for both classes."""
+    background, target = class_weights or (1.0, 1.0)
+    return torch.where(targets.bool(), target, background).float()
 
 
 def unlabelled_loss(per_image: Tensor, matched: Tensor, learnt: Tensor, *, mix: UnlabelledMix = "per_image") -> Tensor:
