@@ -1,7 +1,8 @@
 """``precompute-sam``: list the missing shards, run the stages, publish, count."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 from mmengine.config import Config
 
 from jobs.config_files import load_config
+from jobs.overlap import run_overlapped
 from jobs.precompute_plan import StorePlan, duration, expected_seconds, missing_images, plan_store, print_dry_run
 from jobs.progress import Progress
 from jobs.ray_runner import LOCAL, run_sharded
@@ -160,14 +162,20 @@ def _run(
         started.clear()
         started.update([] if image_id is None else [image_id])
 
-    bad = 0
+    bad, is_local = 0, ray_address == LOCAL
     make_stage = partial(STAGES[plan.kind], settings, make_backend)
-    workers, retries = settings.workers, settings.retries
-    for report in run_sharded(make_stage, jobs, address=ray_address, workers=workers, retries=retries, tell=tell):
-        assert isinstance(report, ShardReport)
-        bad += sum(outcome.status == "quarantined" for outcome in report.outcomes)
-        note = f"{bad} set aside" if bad else ""
-        progress.advance(0 if ray_address == LOCAL else len(report.outcomes), note=note)
+    with ExitStack() as stack:
+        if is_local:
+            compute = partial(make_stage().compute, tell=tell)
+            # Closed, and so written to its end, before the store is given back.
+            reports: Iterator[ShardReport] = stack.enter_context(closing(run_overlapped(compute, jobs)))
+        else:
+            workers, retries = settings.workers, settings.retries
+            reports = run_sharded(make_stage, jobs, address=ray_address, workers=workers, retries=retries)
+        for report in reports:
+            bad += sum(outcome.status == "quarantined" for outcome in report.outcomes)
+            note = f"{bad} set aside" if bad else ""
+            progress.advance(0 if is_local else len(report.outcomes), note=note)
 
 
 def _report(plans: Sequence[StorePlan], totals: Sequence[StoreCounts], settings: PrecomputeSettings) -> None:

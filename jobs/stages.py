@@ -15,7 +15,7 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from data_schemas.manifest import ImageKey, ImageOutcome
+from data_schemas.manifest import ImageKey, ImageOutcome, ShardRecord
 from data_schemas.proposals import Proposal
 from data_schemas.similarity import SimilarityTargets
 from jobs.settings import PrecomputeSettings, SamSettings
@@ -31,7 +31,7 @@ from pipeline.stores.shards import ShardTask
 from pipeline.stores.similarity_store import commit_similarity
 
 Tell = Callable[[int | None], None]
-"""Called with the id of the image that comes next, and with None when all are done and the shard is published."""
+"""Called with the id of the image that comes next, and with None when all are done and the shard is to be written."""
 MakeBackend = Callable[[SamSettings], SamBackend]
 R = TypeVar("R")
 
@@ -66,6 +66,10 @@ class ShardReport:
     outcomes: tuple[ImageOutcome, ...]
 
 
+Publish = Callable[[], ShardReport]
+"""Encodes and writes a computed shard, and needs neither SAM nor images: another thread may do it."""
+
+
 @dataclass(frozen=True)
 class Computed(Generic[R]):
     """The images of a shard."""
@@ -93,13 +97,16 @@ class ProposalStage:
 
     def __call__(self, job: ShardJob, tell: Tell = lambda _: None) -> ShardReport:
         """Compute and publish one shard."""
+        return self.compute(job, tell)()
 
-        def compute(_key: ImageKey, image: NDArray[np.uint8], embedding: ImageEmbedding) -> list[Proposal]:
+    def compute(self, job: ShardJob, tell: Tell = lambda _: None) -> Publish:
+        """Compute one shard."""
+
+        def proposals(_key: ImageKey, image: NDArray[np.uint8], embedding: ImageEmbedding) -> list[Proposal]:
             return segment_everything(self.backend, image, self.settings.proposals, embedding=embedding)
 
-        done = compute_embedded(job, self.backend, compute, self.settings, tell)
-        record = commit_proposals(job.task, done.results, done.quarantined, retries=done.retries)
-        return ShardReport(record.shard_id, record.outcomes)
+        done = compute_embedded(job, self.backend, proposals, self.settings, tell)
+        return partial(_publish, commit_proposals, job.task, done)
 
 
 class SimilarityStage:
@@ -112,9 +119,12 @@ class SimilarityStage:
 
     def __call__(self, job: ShardJob, tell: Tell = lambda _: None) -> ShardReport:
         """Compute and publish one shard."""
+        return self.compute(job, tell)()
+
+    def compute(self, job: ShardJob, tell: Tell = lambda _: None) -> Publish:
+        """Compute one shard."""
         done = compute_embedded(job, self.backend, partial(self._targets, job), self.settings, tell)
-        record = commit_similarity(job.task, done.results, done.quarantined, retries=done.retries)
-        return ShardReport(record.shard_id, record.outcomes)
+        return partial(_publish, commit_similarity, job.task, done)
 
     def _targets(
         self, job: ShardJob, key: ImageKey, _image: NDArray[np.uint8], embedding: ImageEmbedding
@@ -143,6 +153,11 @@ STAGES: dict[str, type[ProposalStage] | type[SimilarityStage]] = {
     "similarity": SimilarityStage,
     "proposals": ProposalStage,
 }
+
+
+def _publish(commit: Callable[..., ShardRecord], task: ShardTask, done: Computed[Any]) -> ShardReport:
+    record = commit(task, done.results, done.quarantined, retries=done.retries)
+    return ShardReport(record.shard_id, record.outcomes)
 
 
 def compute_embedded(
