@@ -158,9 +158,9 @@ def _read_json(path: Path) -> dict[str, Any]:
 def _load(model: nn.Module, weights: Mapping[str, Tensor], where: Path) -> None:
     """Fill the network strictly; checkpoints of the first BERT call a norm's parameters gamma and beta."""
     renamed = {
-        name.removeprefix("bert.").replace("LayerNorm.gamma", "LayerNorm.weight").replace(
-            "LayerNorm.beta", "LayerNorm.bias"
-        ): value
+        name.removeprefix("bert.")
+        .replace("LayerNorm.gamma", "LayerNorm.weight")
+        .replace("LayerNorm.beta", "LayerNorm.bias"): value
         for name, value in weights.items()
     }
     renamed = {name: value for name, value in renamed.items() if not name.startswith(_NOT_OURS)}
