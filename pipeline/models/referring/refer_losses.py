@@ -1,5 +1,6 @@
 """Losses of referring segmentation: one number per image, so that whoever combines images decides how they weigh."""
 
+from collections.abc import Sequence
 from typing import Literal, get_args
 
 import torch
@@ -17,7 +18,7 @@ however many they are (as released)."""
 
 UNLABELLED_MIXES: tuple[str, ...] = get_args(UnlabelledMix)
 
-ClassWeights = tuple[float, float]
+ClassWeights = Sequence[float]
 """Weights of background and object pixels."""
 
 CLASS_WEIGHTS: ClassWeights = (0.9, 1.1)
