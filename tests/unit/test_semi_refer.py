@@ -1,14 +1,12 @@
 """SemiRES' step: against the loss written out by hand, and every switch on its own."""
 
-from typing import Any
-
 import pipeline.models.mmcv_ops  # noqa: F401  isort: skip  (before mmdet)
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from mmdet.models.data_preprocessors.data_preprocessor import MultiBranchDataPreprocessor
-from mmengine.model import BaseModel, ImgDataPreprocessor
+from mmengine.model import ImgDataPreprocessor
 from mmengine.optim import OptimWrapper
 from PIL import Image
 from torch import Tensor, nn
@@ -20,6 +18,7 @@ from pipeline.masks.overlap import mask_iou
 from pipeline.masks.rle import encode_many
 from pipeline.models import semi_student
 from pipeline.models.referring.interface import ReferNetwork, ReferOutput
+from pipeline.models.referring.segmentor import ReferSegmentor
 from pipeline.models.referring.semi_refer import SemiReferStudent
 from pipeline.models.training_hooks import update_average
 from tests.fakes import FakeSam
@@ -56,29 +55,18 @@ class StandInNetwork(ReferNetwork):
             return {}
         small = F.interpolate(targets[:, None].float(), scale_factor=0.25)[:, 0].flatten(1).long()
         return {
-            "loss_minimap": 0.1 * F.cross_entropy(output.minimap, small, reduction="none").mean(dim=1),
-            "loss_no_target": 0.1 * F.cross_entropy(output.no_target, (~has_target).long(), reduction="none"),
+            "minimap": 0.1 * F.cross_entropy(output.minimap, small, reduction="none").mean(dim=1),
+            "no_target": 0.1 * F.cross_entropy(output.no_target, (~has_target).long(), reduction="none"),
         }
 
     def upsample(self, logits, size_hw):
         return F.interpolate(logits, size_hw, mode="bilinear", align_corners=True)
 
 
-class StandInSegmentor(BaseModel):
-    """As much of a segmentor as a student needs."""
-
-    def __init__(self, **network: Any) -> None:
-        super().__init__()
-        self.network = StandInNetwork(**network)
-
-    def forward(self, inputs, data_samples=None, mode="tensor"):
-        return mode, self.network(inputs, [sample.sentence for sample in data_samples]).logits
-
-
 def build(*, refiner=None, network=None, jitter=None, seed=0, predict_on="teacher", **settings) -> SemiReferStudent:
     torch.manual_seed(seed)
     model = SemiReferStudent(
-        segmentor={"type": StandInSegmentor, **(network or {})},
+        segmentor={"type": ReferSegmentor, "network": {"type": StandInNetwork, **(network or {})}},
         data_preprocessor={
             "type": MultiBranchDataPreprocessor,
             "data_preprocessor": {"type": ImgDataPreprocessor, "mean": MEAN, "std": STD},
@@ -406,10 +394,9 @@ def test_who_predicts(folder, who):
     with torch.no_grad():
         model.student.network.head.bias += 1.0
     data = {"inputs": batch(folder)["inputs"]["unsup"], "data_samples": batch(folder)["data_samples"]["unsup"]}
-    mode, logits = model.val_step(data)
-    assert mode == "predict"
+    predicted = model.val_step(data)
     assert [len(calls) for calls in seen_by(model).values()] == ([1, 0] if who == "student" else [0, 1])
-    assert logits.shape == (2, 2, SIDE // 4, SIDE // 4)
+    assert [tuple(sample.pred_mask.shape) for sample in predicted] == [(SIDE, SIDE)] * 2
 
 
 @pytest.mark.parametrize(

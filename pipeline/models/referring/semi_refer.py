@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from mmdet.registry import MODELS
 from mmengine.model import BaseModel
+from mmengine.registry import MODELS
 from torch import Tensor
 
 from pipeline.data.referring.views import JitterSettings, jittered
@@ -19,7 +19,7 @@ from pipeline.errors import ConfigError
 from pipeline.images import read_image
 from pipeline.masks.overlap import mask_iou
 from pipeline.models.referring.confidence import ConfidenceFilter
-from pipeline.models.referring.interface import ReferOutput
+from pipeline.models.referring.interface import BACKGROUND, OBJECT, ReferOutput
 from pipeline.models.referring.refer_labels import ReferLabel, refer_label
 from pipeline.models.referring.refer_losses import class_weight_map, pixel_cross_entropy, unlabelled_loss
 from pipeline.models.referring.student_settings import ReferStudentSettings
@@ -107,10 +107,9 @@ class SemiReferStudent(BaseModel):
     @torch.no_grad()
     def teacher_logits(self, inputs: Tensor, samples: Sequence[Any]) -> Tensor:
         """Logits [B, H, W] of object against background, of the weak view and the same sentences."""
-        network = self.teacher.network
-        logits = network(inputs, _sentences(samples)).logits
-        background, target = network.upsample(logits.float(), _size(inputs)).unbind(dim=1)
-        return target - background  # the sigmoid of it is the softmax's second channel
+        logits = self.teacher.upsampled(self.teacher.segment(inputs, samples), inputs)
+        margins: Tensor = logits[:, OBJECT] - logits[:, BACKGROUND]  # their sigmoid is the softmax's second channel
+        return margins
 
     def refined_labels(
         self, logits: Tensor, samples: Sequence[Any], rng: np.random.Generator
@@ -119,7 +118,7 @@ class SemiReferStudent(BaseModel):
         labels = [
             refer_label(
                 image_logits,
-                _view(sample, _size(logits)),
+                _view(sample, (logits.shape[1], logits.shape[2])),
                 refiner=self.refiner,
                 image_id=sample.img_id,
                 image=self._image(sample),
@@ -134,7 +133,7 @@ class SemiReferStudent(BaseModel):
 
     def strong_inputs(self, weak: Tensor, samples: Sequence[Any], generator: torch.Generator) -> Tensor:
         """The strong view of normalised weak views [B, 3, H, W], normalised: colours change, the geometry stays."""
-        inner, sentences = self.data_preprocessor.data_preprocessor, _sentences(samples)
+        inner, sentences = self.data_preprocessor.data_preprocessor, [sample.sentence for sample in samples]
         mean, std = inner.mean, inner.std
         if self.settings.legacy_double_norm:
             # Released: normalised numbers are taken for shares of full brightness, and normalised as such.
@@ -169,11 +168,10 @@ class SemiReferStudent(BaseModel):
 
     def _each(self, output: ReferOutput, targets: Tensor, has_target: Tensor, weights: Tensor) -> dict[str, Tensor]:
         """Losses [B] by name; ``weights`` [B, H, W] hold the classes' too."""
-        network = self.student.network
-        logits = network.upsample(output.logits.float(), _size(targets))
+        network, logits = self.student.network, self.student.upsampled(output, targets[:, None])
         pixels = pixel_cross_entropy(logits, targets, class_weights=None, pixel_weights=weights)
         others = network.auxiliary_losses(output, targets, has_target)
-        return {"loss_mask": network.pixel_loss_weight * pixels, **others}
+        return {"loss_mask": network.pixel_loss_weight * pixels} | {f"loss_{n}": value for n, value in others.items()}
 
     def _weights(self, label: ReferLabel) -> Tensor:
         settings, mask = self.settings, torch.from_numpy(label.mask)
@@ -185,10 +183,9 @@ class SemiReferStudent(BaseModel):
         self, labelled: Tensor, strong: Tensor, samples: Mapping[str, Sequence[Any]]
     ) -> tuple[ReferOutput, ReferOutput]:
         """What the student says of labelled images and of strong views."""
-        network, sentences = self.student.network, [_sentences(samples[name]) for name in ("sup", "unsup")]
         if not self.settings.one_forward:
-            return network(labelled, sentences[0]), network(strong, sentences[1])
-        output = network(torch.cat([labelled, strong]), [*sentences[0], *sentences[1]])
+            return self.student.segment(labelled, samples["sup"]), self.student.segment(strong, samples["unsup"])
+        output = self.student.segment(torch.cat([labelled, strong]), [*samples["sup"], *samples["unsup"]])
         return output.select(slice(None, len(labelled))), output.select(slice(len(labelled), None))
 
     def _learnt(self, labels: Sequence[ReferLabel]) -> tuple[Tensor, int]:
@@ -219,14 +216,6 @@ class SemiReferStudent(BaseModel):
         if self.embeddings is None or sample.img_id in self.embeddings:
             return None
         return read_image(sample.img_path)
-
-
-def _sentences(samples: Sequence[Any]) -> list[str]:
-    return [sample.sentence for sample in samples]
-
-
-def _size(maps: Tensor) -> tuple[int, int]:
-    return maps.shape[-2], maps.shape[-1]
 
 
 def _view(sample: Any, size_hw: tuple[int, int]) -> View:
