@@ -30,6 +30,7 @@ KNOWN_KEYS = (
     *(f"model.refiner.{name}" for name in (*_REFINER, *setting_names())),
     *(key for name, kind in _BLOCKS.items() for key in known_keys(kind, f"model.{name}.")),
     *(key for prefix in ("model.", "model.detector.") for key in known_keys(LiveSamSettings, f"{prefix}live_sam.")),
+    "optim_wrapper.dtype",
 )
 """Settings that a training config may have although the file leaves them at their defaults."""
 
@@ -150,7 +151,8 @@ def check_inputs(config: Any) -> None:
                 where="model.refiner.store",
                 fix="run precompute-sam and name its store",
             )
-        _check_store(str(refiner["store"]), "proposals", loaded.get("unlabelled") or taught)
+        refined = loaded.get("unlabelled") or loaded.get("all")
+        _check_store(str(refiner["store"]), "proposals", refined or taught)
 
 
 def check_classes(config: Any, taught: CocoSet, *, where: str) -> None:
