@@ -14,8 +14,12 @@ from pipeline.models.training_hooks import MaskApMetric
 
 annotations = "data/coco/annotations/instances_train2017.json"
 image_root = "data/coco/train2017"
-split_file = "data/coco/split_10/split.json"
+percent = 10
+"""Of the training images that are labelled: 1 | 2 | 5 | 10 in S4M's tables, or what you have split."""
+split_file = "data/coco/split_{percent}/split.json"
 """Written by ``s4m-pipeline split``."""
+unlabelled_part = "unlabelled"
+"""What the unlabelled stream shows: unlabelled (the paper), or all images, the labelled ones too (released code)."""
 val_annotations = "data/coco/annotations/instances_val2017.json"
 val_images = "data/coco/val2017"
 store = "work_dirs/sam_store"
@@ -54,7 +58,7 @@ unlabelled_stream = dict(
     max_broken_share="{max_broken_share}",
     dataset=dict(
         **train_images,
-        part="unlabelled",
+        part="{unlabelled_part}",
         pipeline=[*geometry, dict(type=HideGroundTruth), dict(type=PackSample)],
     ),
 )

@@ -1,6 +1,7 @@
 """What is refused before a training starts: nothing is written or deleted for it."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -126,14 +127,15 @@ def test_a_config_of_something_else_is_refused():
 
 @pytest.mark.parametrize("path", STUDENTS, ids=lambda path: path.stem)
 def test_the_configs_of_a_family_name_each_others_folders(path):
-    family = next(name for name in ("scenes", "nuclei", "coco") if path.stem.startswith(name))
+    family = next(name for name in ("scenes", "nuclei", "coco", "cityscapes") if path.stem.startswith(name))
     sam = read_sam(family)
     student = read_training_config(path, [])
     teachers = {str(run_dir(teacher, None)): teacher for teacher in TEACHERS if teacher.stem.startswith(family)}
     assert student.teacher_checkpoint in teachers
     teacher = read_training_config(teachers[student.teacher_checkpoint], [])
-    assert student.store == teacher.store == sam.store
-    assert student.split_file == teacher.split_file == sam.split
+    assert student.store == teacher.get("store", sam.store) == sam.store  # a supervised teacher reads none
+    assert student.split_file == teacher.split_file
+    assert sam.split in (None, student.split_file)  # None: the store serves every split
 
 
 def read_sam(family):
@@ -205,6 +207,19 @@ def test_a_store_of_other_images_is_refused(scenes, tmp_path):
     for name, kind in (("teacher/scenes_structural", "similarity"), ("student/scenes_cpi_u", "proposals")):
         with pytest.raises(StoreMismatchError, match=f"{kind} of this store are not of these images"):
             inputs_of(name, scenes, f"store={store}")
+
+
+def test_where_all_images_are_pseudo_labelled_the_library_must_hold_all(scenes, tmp_path):
+    store, every = write_store(tmp_path / "store", scenes), "train_dataloader.dataset.unlabelled.dataset.part=all"
+    inputs_of("student/scenes_cpi_u", scenes, f"store={store}", every)
+    more = small_scenes(tmp_path / "more", num_train=8)
+    coco = load_coco(more.annotations("train"), more.image_root)
+    ids, split = sorted(coco.by_id), more.root / "split.json"
+    split.unlink()
+    # The library holds the labelled images and no others.
+    save_split(replace(draw_split(coco, percent=50, seed=0), labelled=(*ids[:4],), unlabelled=(*ids[4:],)), split)
+    with pytest.raises(StoreMismatchError, match="4 of 8 images differ"):
+        inputs_of("student/scenes_cpi_u", more, f"store={store}", every)
 
 
 def rewritten(file, change):

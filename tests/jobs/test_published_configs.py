@@ -1,0 +1,263 @@
+"""The configs of S4M's tables, each row of them, against tiny trees in the layouts of Cityscapes and COCO.
+
+The data sets are not needed: what is checked is that conversion, split, configs and checks fit each other.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from data_schemas.manifest import SCHEMA_VERSIONS, StoreIdentity
+from data_schemas.similarity import SimilarityLayout, SimilarityTargets
+from jobs import convert_cityscapes, split
+from jobs.config_files import load_config
+from jobs.launch import launch
+from jobs.settings import load_settings
+from jobs.store_checks import image_keys
+from jobs.training import read_done, read_training_config
+from jobs.training_checks import check_inputs, check_settings
+from pipeline.data.coco import load_coco
+from pipeline.errors import AnnotationError, InputError
+from pipeline.masks import rle
+from pipeline.models.cityscapes_metric import CityscapesApMetric
+from pipeline.stores.proposal_store import commit_proposals
+from pipeline.stores.similarity_store import commit_similarity
+from pipeline.stores.writer import StoreWriter
+from tests.toy_published import write_cityscapes, write_coco_tree
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+PERCENTS = {"cityscapes": (5, 10, 20, 30), "coco": (1, 2, 5, 10)}
+TEACHERS = ("r50", "r50_supervised")
+STUDENTS = ("r50_points", "r50_cpi_u", "r50_guided", "r50_mean_teacher", "r50_released")
+ROWS = [
+    (family, f"{stage}/{family}_{name}", percent)
+    for family in PERCENTS
+    for stage, names in (("teacher", TEACHERS), ("student", STUDENTS))
+    for name in names
+    for percent in PERCENTS[family]
+]
+
+
+@pytest.fixture(scope="module")
+def trees(tmp_path_factory):
+    """Overrides of every family: data, converted and split into all shares, and a store."""
+    root = tmp_path_factory.mktemp("published")
+    city = write_cityscapes(root / "cityscapes")
+    convert_cityscapes.run(city)
+    coco = write_coco_tree(root / "coco")
+    files = {
+        "cityscapes": (city / "annotations/train.json", city / "leftImg8bit/train", city),
+        "coco": (coco / "annotations/instances_train2017.json", coco / "train2017", coco),
+    }
+    for family, (annotations, images, folder) in files.items():
+        for percent in PERCENTS[family]:
+            split.run(annotations, image_root=images, out=folder / f"split_{percent}", percent=percent)
+        write_store(str(root / f"{family}_store"), annotations, images)
+    return {
+        "cityscapes": [f"data_root={city}", f"store={root / 'cityscapes_store'}"],
+        "coco": [
+            *(f"annotations={files['coco'][0]}", f"image_root={files['coco'][1]}"),
+            f"val_annotations={coco / 'annotations/instances_val2017.json'}",
+            f"val_images={coco / 'val2017'}",
+            f"split_file={coco}/split_{{percent}}/split.json",
+            f"store={root / 'coco_store'}",
+        ],
+    }
+
+
+def write_store(uri, annotations, images):
+    """What precompute-sam would write: targets of zeros, libraries without a mask."""
+    coco = load_coco(annotations, images)
+    keys, kinds_of = image_keys(coco.images), np.repeat(np.array([1, 0], np.uint8), 64)
+    rows = SimilarityTargets(np.full((128, 2), 30, np.float32), kinds_of, np.zeros((128, 2, 2), np.float32))
+    for kind in ("similarity", "proposals"):
+        layout = SimilarityLayout(num_points=128, grid_hw=(2, 2), rows_per_chunk=64) if kind == "similarity" else None
+        identity = StoreIdentity(kind, SCHEMA_VERSIONS[kind], coco.fingerprint, "sam", "0" * 64)
+        with StoreWriter.create_or_open(uri, identity, keys, images_per_shard=9, layout=layout) as writer:
+            for task in writer.missing().tasks:
+                ids = [image.image_id for image in task.plan.images]
+                if layout is None:
+                    commit_proposals(task, {image_id: [] for image_id in ids})
+                else:
+                    commit_similarity(task, dict.fromkeys(ids, rows))
+
+
+def test_every_published_config_is_a_row():
+    named = {name for _, name, _ in ROWS}
+    there = {
+        f"{stage}/{path.stem}"
+        for stage in ("teacher", "student")
+        for family in PERCENTS
+        for path in (CONFIGS / stage).glob(f"{family}_*.py")
+    }
+    assert named == there
+
+
+@pytest.mark.parametrize(("family", "name"), sorted({(family, name) for family, name, _ in ROWS}))
+def test_every_row_fits_its_data(trees, family, name):
+    for percent in PERCENTS[family]:
+        config = read_training_config(CONFIGS / f"{name}.py", [*trees[family], f"percent={percent}"])
+        check_settings(config, where=name)
+        check_inputs(config)
+        assert f"split_{percent}/" in config.split_file
+
+
+def test_a_share_that_was_not_split_is_refused(trees):
+    config = read_training_config(CONFIGS / "teacher/cityscapes_r50.py", [*trees["cityscapes"], "percent=7"])
+    with pytest.raises(InputError, match=r"(?s)split file not found.*split_7.*s4m-pipeline split"):
+        check_inputs(config)
+
+
+@pytest.mark.parametrize("name", ["cityscapes", "coco"])
+def test_the_sam_configs_are_settings(name):
+    path = CONFIGS / f"sam/{name}.py"
+    settings = load_settings(load_config(path).to_dict(), where=path)
+    student = read_training_config(CONFIGS / f"student/{name}_r50_cpi_u.py", [])
+    assert (settings.store, settings.images, settings.image_root) == (
+        student.store,
+        student.annotations,
+        student.image_root,
+    )
+
+
+def inner(config, stream):
+    """Config of the data set below a stream; of a teacher's only stream where there are no two."""
+    data = config.train_dataloader.dataset
+    return data.get(stream, data).dataset
+
+
+def kinds(pipeline):
+    return [step["type"].__name__ for step in pipeline]
+
+
+def test_what_a_teacher_and_a_student_read(trees):
+    def read(name, *options):
+        return read_training_config(CONFIGS / f"{name}.py", list(options))
+
+    for family in PERCENTS:
+        assert "LoadSimilarityTargets" in kinds(inner(read(f"teacher/{family}_r50"), "none").pipeline)
+        assert "LoadSimilarityTargets" not in kinds(inner(read(f"teacher/{family}_r50_supervised"), "none").pipeline)
+        student = read(f"student/{family}_r50_points")
+        assert "LoadSimilarityTargets" not in kinds(inner(student, "labelled").pipeline)
+        assert inner(student, "unlabelled").part == "unlabelled"
+        assert inner(read(f"student/{family}_r50_released"), "unlabelled").part == "all"
+        assert inner(read(f"student/{family}_r50_points", "unlabelled_part=all"), "unlabelled").part == "all"
+    jitter = {
+        option: [s for s in inner(read("student/cityscapes_r50_points", *option), "unlabelled").pipeline if "prob" in s]
+        for option in ((), ("weak_jitter=0",))
+    }
+    assert [step["prob"] for step in jitter[()]] == [0.5, 0.5]  # colours, flip
+    assert [step["prob"] for step in jitter["weak_jitter=0",]] == [0, 0.5]
+
+
+@pytest.mark.parametrize("family", ["scenes", "nuclei", "coco", "cityscapes"])
+def test_the_baselines_have_no_sam_and_a_teacher_of_labels_alone(family):
+    infix = "_r50" if family in PERCENTS else ""
+    for name in ("guided", "mean_teacher"):
+        config = read_training_config(CONFIGS / f"student/{family}{infix}_{name}.py", [])
+        assert config.model.arp is None
+        assert config.model.refiner == {"name": "none"}
+        assert config.teacher_checkpoint == f"work_dirs/teacher_{family}{infix}_supervised"
+        (burn_in,) = [hook for hook in config.custom_hooks if hook["type"].__name__ == "BurnInEmaHook"]
+        assert (burn_in["burn_in"] == 0) == (name == "mean_teacher")
+    # The start of a mean teacher is what its teacher ends with.
+    teacher = read_training_config(CONFIGS / f"teacher/{family}{infix}_supervised.py", [])
+    assert config.init_checkpoint == f"{config.teacher_checkpoint}/iter_{teacher.max_iters}.pth"
+
+
+def test_the_metric_of_a_config_is_cityscapes_and_refuses_a_plain_coco_file(trees):
+    options = trees["cityscapes"]
+    evaluator = dict(read_training_config(CONFIGS / "teacher/cityscapes_r50.py", options).val_evaluator)
+    assert evaluator.pop("type") is CityscapesApMetric
+    metric = CityscapesApMetric(**evaluator)
+    coco = load_coco(Path(evaluator["annotation_file"]), Path(evaluator["image_root"]))
+    names = [category.name for category in coco.categories]
+    metric.use_classes(names)
+    found = {
+        image.image_id: [as_found(coco, entry) for entry in coco.annotations[image.image_id]] for image in coco.images
+    }
+    figures = metric.compute_metrics(list(found.items()))
+    assert figures["cityscapes_AP"] == figures["cityscapes_AP50"] == figures["mask_AP"] == 1.0
+    # What covers only the void is nobody's business there, and false for COCO.
+    for image in coco.images:
+        void = np.zeros((image.height, image.width), bool)
+        void[-3:] = True
+        best = found[image.image_id][-1]
+        found[image.image_id].append(best | {"segmentation": rle.encode(void), "score": 0.99})
+    figures = metric.compute_metrics(list(found.items()))
+    assert figures["cityscapes_AP"] == 1.0
+    assert figures["mask_AP"] < 1.0
+    plain = options[0].removeprefix("data_root=") + "/../coco/annotations/instances_val2017.json"
+    other = CityscapesApMetric(annotation_file=plain, image_root=evaluator["image_root"])
+    with pytest.raises(AnnotationError, match="not a converted Cityscapes file"):
+        other.use_classes(["class 0"])
+
+
+def as_found(coco, entry):
+    return {
+        "image_id": entry.image_id,
+        "category_id": entry.category_id,
+        "segmentation": entry.rle,
+        "score": 0.5,
+    }
+
+
+SMALL_NETWORK = {
+    "backbone.depth": 18,
+    "backbone.init_cfg": None,
+    "panoptic_head.in_channels": "[64,128,256,512]",
+    "panoptic_head.num_queries": 10,
+    "train_cfg.num_points": 256,
+    "test_cfg.max_per_image": 10,
+}
+SMALL_RUN = {
+    "device": "cpu",
+    "max_iters": 2,
+    "val_interval": 2,
+    "checkpoint_interval": 2,
+    "log_interval": 1,
+    "batch_size": 2,
+    "optim_wrapper.type": "OptimWrapper",
+    "train_dataloader.num_workers": 0,
+    "train_dataloader.persistent_workers": False,
+    "val_dataloader.num_workers": 0,
+}
+
+
+def small(trees, model, streams, **more):
+    """Overrides that train the Cityscapes configs on images of 64 x 128 in seconds."""
+    views = {}
+    for stream in streams:
+        data = f"train_dataloader.dataset.{stream}dataset.pipeline"
+        views |= {f"{data}.0.scales": "[(256,64),(256,96)]", f"{data}.1.crop_size": "(64,128)"}
+    network = {f"{model}.{name}": value for name, value in SMALL_NETWORK.items()}
+    return [*trees["cityscapes"], *(f"{k}={v}" for k, v in {**SMALL_RUN, **network, **views, **more}.items())]
+
+
+@pytest.mark.slow
+def test_teacher_student_and_mean_teacher_of_cityscapes_train(trees, tmp_path):
+    teacher = tmp_path / "teacher"
+    launch(
+        CONFIGS / "teacher/cityscapes_r50.py",
+        stage="teacher",
+        cfg_options=small(trees, "model", ("",)),
+        work_dir=teacher,
+    )
+    assert {"cityscapes_AP", "cityscapes_AP50", "mask_AP"} <= set(read_done(teacher)["validation"])
+    assert "loss_structural" in (teacher / "progress.log").read_text()
+    sure = {"model.pseudo_labels.score_threshold": 0.0, "model.pseudo_labels.min_soft_area": 0.0, "burn_in": 1}
+    points = {"model.refiner.sam": "scenes-nano", "model.refiner.device": "cpu", **sure}
+    start = {"init_checkpoint": teacher / "iter_2.pth"}
+    for name, options in (("released", points), ("mean_teacher", start)):
+        folder = tmp_path / name
+        launch(
+            CONFIGS / f"student/cityscapes_r50_{name}.py",
+            stage="student",
+            cfg_options=small(
+                trees, "model.detector", ("labelled.", "unlabelled."), teacher_checkpoint=teacher, **options
+            ),
+            work_dir=folder,
+        )
+        assert read_done(folder)["iterations"] == 2
+        assert "refiner/matched" in (folder / "progress.log").read_text()
