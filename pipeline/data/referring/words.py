@@ -21,7 +21,7 @@ _BEFORE_A_SIDE = re.compile(
 )
 _AFTER_AN_ADVERB = re.compile(
     r"next|behind|beside|above|below|under|underneath|before|after|near|by|at|against|beneath|between|there|here|now|"
-    r"over|up|in|on|of|off|out|alone|open|angle|the|an?|his|her|with|to"
+    r"over|up|in|on|off|out|alone|open|angle|the|an?|his|her|with|to"
 )
 _REMAINING = re.compile(r"last|only|remaining|is|are|all")
 _READ_IN_THE_IMAGE = re.compile(
