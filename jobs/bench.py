@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from jobs import bench_generators, bench_matching, bench_ray, bench_stores, bench_targets
+from jobs import bench_generators, bench_matching, bench_ray, bench_steps, bench_stores, bench_targets
 from jobs.bench_cases import Case, Timing
 from jobs.training import provenance
 from pipeline.errors import ConfigError, EnvironmentProblemError
@@ -28,6 +28,7 @@ RESULTS = Path(__file__).parents[1] / "docs/results/bench.jsonl"
 BENCHES: dict[str, Callable[[Path], Iterable[Case]]] = {
     **bench_generators.BENCHES,
     **bench_targets.BENCHES,
+    **bench_steps.BENCHES,
     "ray_overhead": bench_ray.ray_overhead,
     "match_1x200_1080p": bench_matching.match_1x200_1080p,
     "library_read": bench_matching.library_read,
