@@ -78,6 +78,7 @@ class LanguageSwin(SwinTransformer):
                 elif isinstance(part, WindowMSA):
                     part.init_weights()
         if self.zero_init_gates:
+            gate: Any
             for gate in self.gates:
                 gate.close()
         if self.weights is not None:

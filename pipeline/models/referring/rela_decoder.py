@@ -119,6 +119,7 @@ class RegionDecoder(BaseModule):
         memories = [self._memory(level, features) for level, features in enumerate(maps)]
         regions = self.region_embed.weight.expand(batch, -1, -1)
         position = self.position_embed.weight.expand(batch, -1, -1)
+        layer: Any
         for index, layer in enumerate(self.layers):
             level = index % self.num_levels
             memory, memory_position = memories[level]
