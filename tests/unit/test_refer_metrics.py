@@ -3,10 +3,15 @@
 import random
 
 import numpy as np
+
+import pipeline.models.mmcv_ops  # noqa: F401  isort: skip  (before mmdet)
 import pytest
 import torch
+from mmengine.evaluator import Evaluator
 
+from pipeline.data.referring.dataset import CheckedReferDataset
 from pipeline.data.referring.sets import load_refer_set, open_refer_files
+from pipeline.data.referring.transforms import PackReferred, ResizeToSquare
 from pipeline.errors import AnnotationError, ConfigError, InputError
 from pipeline.evaluation.labelling_cost import cost_table, labelling_cost, token_statistics
 from pipeline.evaluation.refer_metrics import (
@@ -182,6 +187,25 @@ def test_metric_at_both_sizes(tmp_path):
     assert evaluate(metric(files), answers(files, lambda truth, _: truth)) == dict.fromkeys(
         (f"refer/{name}" for name in ("oIoU", "mIoU", *(f"Pr@{t}" for t in PRECISION_AT))), 1.0
     )
+
+
+def test_samples_of_a_data_set_through_an_evaluator(tmp_path):
+    """What mmengine does in a validation: samples become dicts on their way."""
+    files = write_refs(tmp_path, REFS)
+    pipeline = [{"type": ResizeToSquare, "size": 24}, {"type": PackReferred}]
+    data = CheckedReferDataset(pipeline=pipeline, **files.settings(epoch="expression", sentence="all", text="raw"))
+    evaluator = Evaluator(metric(files, resolutions=("native", "view"), smallest=(10,)))
+    evaluator.dataset_meta = data.metainfo
+    for index in range(len(data)):
+        sample = data[index]["data_samples"]
+        sample.pred_view_mask = sample.gt_mask
+        truth = data.record(index)["gt_mask"]
+        sample.pred_mask = torch.from_numpy(truth if sample.ref_id != 2 else ~truth)
+        sample.set_field(0.0, "pred_no_target", dtype=float)
+        evaluator.process(data_samples=[sample], data_batch=None)
+    figures = evaluator.evaluate(len(data))
+    assert figures["refer/mIoU"] == pytest.approx(6 / 7)
+    assert figures["refer/oIoU_smallest10"] == figures["refer/oIoU_view"] == figures["refer/Pr@0.9_view"] == 1
 
 
 def test_metric_on_the_smallest_objects(tmp_path):
