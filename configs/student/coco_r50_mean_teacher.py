@@ -14,6 +14,6 @@ with read_base():
     from .coco_r50_guided import *
 
 burn_in = 0
-init_checkpoint = "{teacher_checkpoint}/iter_368750.pth"
+init_checkpoint = "{teacher_checkpoint}"
 init_skip = "^$"
 """Nothing is left out of the start: its classes are ours."""

@@ -12,6 +12,6 @@ with read_base():
     from .nuclei_guided import *
 
 burn_in = 0
-init_checkpoint = "{teacher_checkpoint}/iter_300.pth"
+init_checkpoint = "{teacher_checkpoint}"
 init_skip = "^$"
 """Nothing is left out of the start: its classes are ours."""
