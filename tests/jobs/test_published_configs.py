@@ -13,6 +13,7 @@ from data_schemas.manifest import SCHEMA_VERSIONS, StoreIdentity
 from data_schemas.similarity import SimilarityLayout, SimilarityTargets
 from jobs import convert_cityscapes, split
 from jobs.config_files import load_config
+from jobs.evaluate_cityscapes import cityscapes_figures, cityscapes_lines, is_cityscapes
 from jobs.launch import launch
 from jobs.settings import load_settings
 from jobs.store_checks import image_keys
@@ -193,6 +194,22 @@ def test_the_metric_of_a_config_is_cityscapes_and_refuses_a_plain_coco_file(tree
     other = CityscapesApMetric(annotation_file=plain, image_root=evaluator["image_root"])
     with pytest.raises(AnnotationError, match="not a converted Cityscapes file"):
         other.use_classes(["class 0"])
+
+
+def test_evaluate_tells_cityscapes_figures_of_these_configs_alone(trees):
+    config = read_training_config(CONFIGS / "student/cityscapes_r50_points.py", trees["cityscapes"])
+    assert is_cityscapes(config)
+    assert not is_cityscapes(read_training_config(CONFIGS / "student/coco_r50_points.py", trees["coco"]))
+    coco = load_coco(Path(config.val_annotations), Path(config.val_images))
+    results = [as_found(coco, entry) for entries in coco.annotations.values() for entry in entries[1:]]
+    figures = cityscapes_figures(Path(config.val_annotations), coco, results)
+    lines = cityscapes_lines(figures)
+    assert lines[1].split() == ["cityscapes", f"{figures['ap']:.4f}", f"{figures['ap50']:.4f}"]
+    assert [line.split()[0] for line in lines[2:]] == [category.name for category in coco.categories]
+    assert 0 < figures["ap"] <= 1
+    absent = [name for name, ap in figures["per_class"].items() if ap is None]
+    assert [line.split() for line in lines if "-" in line.split()] == [[name, "-", "-"] for name in absent]
+    assert absent
 
 
 def as_found(coco, entry):
