@@ -135,10 +135,11 @@ def evaluate(
     overwrite: opt.Overwrite = False,
     limit: opt.Limit = None,
 ) -> None:
-    """COCO mask AP, per class too, and the quality of pseudo-labels.
+    """COCO mask AP, per class too, and the quality of pseudo-labels; of referring expressions oIoU, mIoU and Pr@t.
 
     Measured on the validation set of the config, or on that of --cfg-options val_annotations=FILE and
-    val_images=FOLDER; val_part=unlabelled takes the unlabelled images of split_file.
+    val_images=FOLDER; val_part=unlabelled takes the unlabelled images of split_file. Of referring expressions every
+    sentence of --cfg-options val_split=NAME is measured.
     """
     _run("evaluate", locals())
 
@@ -151,15 +152,93 @@ def split(
     seed: Annotated[int, typer.Option(help="Which draw; of one seed, a larger percent holds the smaller.")] = 0,
     names: Annotated[Path | None, typer.Option(help="Instead of a draw: a list, one image name a line.")] = None,
     image_root: Annotated[Path | None, typer.Option(help="Folder of the images [default: beside the file].")] = None,
+    expressions: Annotated[
+        Path | None,
+        typer.Option(help="Referring expressions (refs(unc).p and the like): the images that their train split is in."),
+    ] = None,
+    draw: Annotated[
+        Literal["nested", "published"],
+        typer.Option(help="With --expressions: as for instances, or as released with SemiRES (seed 0)."),
+    ] = "nested",
 ) -> None:
     """Divide a data set into labelled and unlabelled images, once and for all.
 
     Writes split.json, which configs name as split_file, and the two parts as COCO files: labelled.json, and
-    unlabelled.json without annotations.
+    unlabelled.json without annotations. With --expressions, split.json alone.
     """
     if (percent is None) == (names is None):
         raise typer.BadParameter("give exactly one of --percent and --names")
     _run("split", locals())
+
+
+@_command("convert-cityscapes")
+def convert_cityscapes(
+    root: Annotated[Path, typer.Argument(metavar="ROOT", help="Folder with leftImg8bit and gtFine.")],
+    out: Annotated[Path | None, typer.Option(help="Folder to write into [default: ROOT/annotations].")] = None,
+    parts: Annotated[
+        list[str] | None, typer.Option("--part", help="train or val; once for each [default: both].")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files of other ground truth.")] = False,
+) -> None:
+    """COCO files of Cityscapes' instances: 8 classes, groups as crowds, void kept for Cityscapes' own evaluation.
+
+    Writes train.json and val.json; the images stay where they are. Run it again after an interruption: a part that is
+    there is left alone.
+    """
+    _run("convert_cityscapes", {**locals(), "parts": parts or ["train", "val"]})
+
+
+@_command("correction-stats")
+def correction_stats(
+    labels: Annotated[
+        Path,
+        typer.Argument(
+            metavar="LABELS", help="A run directory of pseudo-label, COCO results, or network.json of expressions."
+        ),
+    ],
+    store: Annotated[str, typer.Option(help="The proposal library.")],
+    annotations: Annotated[Path, typer.Option(help="COCO file with the ground truth.")],
+    image_root: Annotated[Path, typer.Option(help="Folder of the images.")],
+    out: Annotated[Path, typer.Option(help="JSON file to write.")],
+    expressions: Annotated[
+        Path | None, typer.Option(help="Referring expressions that the masks answer; without it, a detector's masks.")
+    ] = None,
+    split: Annotated[str, typer.Option(help="Of the expressions.")] = "all",
+    strategies: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--strategy", help="NAME or NAME:key=value,...; once for each [default: iom, cpi, cpi_u and cpi_o]."
+        ),
+    ] = None,
+    with_oracle: Annotated[
+        bool, typer.Option("--oracle/--no-oracle", help="Also what the best proposals could do.")
+    ] = True,
+    limit: opt.Limit = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file.")] = False,
+) -> None:
+    """How often each way to match makes a teacher's masks better or worse (SemiRES, Figure 6), and the best possible.
+
+    Every mask is positive (its IoU with the ground truth rises), negative, equal, or uncorrected (nothing matched).
+    """
+    _run("correction_statistics", {**locals(), "strategies": strategies or []})
+
+
+@_command("predict")
+def predict(
+    config_path: opt.Config,
+    checkpoint: opt.Checkpoint,
+    image: Annotated[Path, typer.Argument(metavar="IMAGE", help="A picture.")],
+    cfg_options: opt.CfgOptions,
+    sentence: Annotated[
+        str | None, typer.Option(help="What to look for, with a network that reads sentences (configs/*/refer*.py).")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Picture to write [default: IMAGE_predicted.png here].")] = None,
+    network: opt.Network = "student",
+    min_score: Annotated[float, typer.Option(min=0, max=1, help="Less sure objects are not shown.")] = 0.5,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the picture.")] = False,
+) -> None:
+    """What a network finds in one image, or which object a sentence means, drawn over the image."""
+    _run("predict", locals())
 
 
 @_command("export-proposals")

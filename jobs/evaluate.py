@@ -8,6 +8,7 @@ from typing import Any
 
 from mmengine.config import Config
 
+from jobs import evaluate_refer
 from jobs.networks import (
     Transforms,
     Which,
@@ -23,6 +24,7 @@ from jobs.networks import (
     transforms_digest,
 )
 from jobs.progress import Progress
+from jobs.refer_networks import is_referring
 from jobs.training import provenance
 from pipeline.data.coco import BrokenImage, CocoSet, load_coco, subset, without_images, write_json
 from pipeline.data.splits import load_split
@@ -36,7 +38,7 @@ from pipeline.models.training_hooks import detections
 from pipeline.refine.interface import TeacherMasks
 
 EVALUATION = "evaluation.json"
-KEYS = ("val_annotations", "val_images", "val_part", "split_file", "max_broken_share")
+KEYS = ("val_annotations", "val_images", "val_part", "split_file", "max_broken_share", "val_split")
 """May be set although the config has none."""
 MAX_BROKEN_SHARE = 0.01
 Entries = list[dict[str, Any]]
@@ -85,6 +87,8 @@ def run(
     """
     config = open_config(config_path, cfg_options, also_known=KEYS)
     file = (work_dir or checkpoint.parent) / EVALUATION
+    if is_referring(config):
+        return _evaluate_sentences(config, checkpoint, file, network=network, limit=limit, overwrite=overwrite)
     allowed = _allowed_share(config)
     is_results = checkpoint.suffix == ".json"
     model = None if is_results else load_network(config, checkpoint, which=network)
@@ -113,6 +117,22 @@ def run(
     print(_table(report))
     print(f"{done}: {file}")
     _refuse_many_broken(report, allowed, coco)
+    return report
+
+
+def _evaluate_sentences(
+    config: Config, checkpoint: Path, file: Path, *, network: Which, limit: int | None, overwrite: bool
+) -> dict[str, Any]:
+    inputs = evaluate_refer.inputs_of(config, checkpoint, network=network, limit=limit)
+    if file.exists() and not overwrite:
+        report, done = _same_evaluation(file, inputs), "already evaluated"
+    else:
+        report = evaluate_refer.measure(config, checkpoint, network=network, limit=limit) | {"inputs": inputs}
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_json(report | {"provenance": provenance() | {"checkpoint": str(checkpoint)}}, file)
+        done = "written"
+    print(evaluate_refer.table(report))
+    print(f"{done}: {file}")
     return report
 
 

@@ -153,7 +153,7 @@ def _wanted(config: Config, settings: LabelSettings) -> dict[str, Any]:
     if settings.images is not None:
         given: Mapping[str, Any] = {"annotation_file": settings.images}
     else:
-        given = _stream(config, "unlabelled")
+        given = stream_settings(config, "unlabelled")
         if not given:
             raise ConfigError(
                 "the config names no unlabelled images",
@@ -172,7 +172,7 @@ def _wanted(config: Config, settings: LabelSettings) -> dict[str, Any]:
     }
 
 
-def _stream(config: Config, which: str) -> Mapping[str, Any]:
+def stream_settings(config: Config, which: str) -> Mapping[str, Any]:
     """Config of the inner data set of the labelled or unlabelled stream; empty where there is none."""
     trained_on = (config.get("train_dataloader") or {}).get("dataset") or {}
     stream = trained_on.get(which) or config.get(f"{which}_stream") or {}
@@ -201,7 +201,7 @@ def _categories(config: Config, coco: CocoSet, names: Sequence[str] | None, num_
 
 
 def _categories_of_config(config: Config) -> Iterator[tuple[Category, ...]]:
-    for file in (_stream(config, "labelled").get("annotation_file"), config.get("val_annotations")):
+    for file in (stream_settings(config, "labelled").get("annotation_file"), config.get("val_annotations")):
         if file and Path(file).is_file():
             yield _read_categories(Path(file))
 

@@ -9,8 +9,10 @@ from typing import Any, Literal
 
 from data_schemas.pseudo_labels import OUTCOMES, PseudoLabel
 from jobs.evaluate import shown
+from jobs.label_refer import quality, questions_of, write_answers
 from jobs.label_settings import Source
 from pipeline.data.coco import subset, write_json
+from pipeline.data.referring.dataset import ReferDataset
 from pipeline.evaluation.pseudo_label_quality import pseudo_label_quality
 from pipeline.masks import rle
 from pipeline.stores.pseudo_label_store import read_pseudo_labels
@@ -20,7 +22,13 @@ RESULTS, SUMMARY = "results.json", "summary.json"
 
 
 def write_outputs(
-    folder: Path, source: Source, writer: StoreWriter, *, about: Mapping[str, Any], started: float
+    folder: Path,
+    source: Source,
+    writer: StoreWriter,
+    *,
+    about: Mapping[str, Any],
+    started: float,
+    sentences: ReferDataset | None = None,
 ) -> None:
     """Write ``results.json`` and then ``summary.json``, each complete or not at all.
 
@@ -30,6 +38,7 @@ def write_outputs(
         writer: Of the run, all shards published.
         about: Goes into the summary as it is.
         started: ``time.monotonic()`` at the start.
+        sentences: What was asked, where the network reads sentences.
 
     Raises:
         StoreDamagedError: A shard is not what was written.
@@ -37,12 +46,15 @@ def write_outputs(
     records = writer.records()
     rows = list(read_pseudo_labels(writer.files, records))
     done = [o.image_id for record in records for o in record.outcomes if o.status == "ok"]
-    results = as_results(rows, "refined")
-    write_json(results, folder / RESULTS)
+    if sentences is not None:
+        results = write_answers(folder, rows, questions_of(sentences))
+    else:
+        results = as_results(rows, "refined")
+        write_json(results, folder / RESULTS)
     summary = {
         **_counts(rows, len(results), writer.counts()),
         "left_out": [{"file_name": entry.file_name, "reason": entry.reason} for entry in source.broken],
-        "quality": _quality(rows, source, done),
+        "quality": _quality(rows, source, done) if sentences is None else quality(rows, sentences),
         "categories": [{"id": c.category_id, "name": c.name} for c in source.categories],
         "wall_seconds": round(time.monotonic() - started, 3),
         **about,
@@ -109,9 +121,23 @@ def print_summary(folder: Path, *, already: bool) -> None:
     for reason, number in images["reasons"].items():
         print(f"  {number} x {reason}")
     print("  " + ", ".join(f"{number} {name}" for name, number in outcomes.items()))
-    if summary["quality"]:
+    if summary["quality"] and "corrections" in summary["quality"]:
+        _print_answers(summary["quality"])
+    elif summary["quality"]:
         print(f"  {'':6}  {'CA':>6}  {'SQ':>6}  {'right':>6}  {'found':>6}")
         for name, quality in summary["quality"].items():
             keys = ("class_accuracy", "segmentation_quality", "matched_share", "found_share")
             print(f"  {name:6}  " + "  ".join(shown(quality[key]) for key in keys))
     print(f"results: {folder / RESULTS}")
+
+
+def _print_answers(quality: Mapping[str, Any]) -> None:
+    names = list(quality["before"])
+    print(f"  {'':6}  " + "  ".join(f"{name:>6}" for name in names))
+    for when in ("before", "after"):
+        print(f"  {when:6}  " + "  ".join(shown(quality[when][name]) for name in names))
+    changed = quality["corrections"]
+    print(
+        "  "
+        + ", ".join(f"{changed[f'num_{name}']} {name}" for name in ("positive", "negative", "equal", "uncorrected"))
+    )

@@ -30,9 +30,10 @@ class Labeller:
     """The resolved config."""
     checkpoint: str
     network: Which
-    category_ids: tuple[int, ...]
-    """By label of the network."""
-    filter: PseudoLabelFilter
+    category_ids: tuple[int, ...] = ()
+    """By label of a detector."""
+    filter: PseudoLabelFilter = field(default_factory=PseudoLabelFilter)
+    """Of a detector's queries."""
     refiner: Mapping[str, Any] = field(default_factory=lambda: {"name": "none"})
     """Arguments of ``make_refiner``."""
     seed: int = 0

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from data_schemas.manifest import digest
 from jobs.config_files import load_config, parse_options
 from jobs.settings import hydrate
-from jobs.training import expand, quieten, refuse_missing_device
+from jobs.training import STUDENT_PARTS, expand, quieten, refuse_missing_device
 from pipeline.data.transforms import PackSample
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.models import weights
@@ -102,12 +102,13 @@ def load_network(config: Config, checkpoint: str | Path, *, which: Which = "stud
 def _detector(config: Config) -> Any:
     """Config of the plain network with its data preprocessor."""
     model = config.model
-    if "detector" not in model:
+    inner = next((name for name in STUDENT_PARTS if name in model), None)
+    if inner is None:
         detector = copy.deepcopy(model)
         for name in _OURS:
             detector.pop(name, None)
         return detector
-    detector = copy.deepcopy(model.detector)
+    detector = copy.deepcopy(model[inner])
     outer = copy.deepcopy(model.data_preprocessor)
     detector["data_preprocessor"] = outer.get("data_preprocessor", outer)
     return detector
@@ -154,14 +155,14 @@ def transforms_config(config: Config) -> list[Any]:
 
 def transforms_digest(config: Config) -> str:
     """Tells two lists of transforms apart, however their classes are written down."""
-    return digest(_plain(transforms_config(config)))[:16]
+    return digest(plain(transforms_config(config)))[:16]
 
 
-def _plain(value: Any) -> Any:
-    """As JSON values; classes and their dotted names alike by their last part."""
+def plain(value: Any) -> Any:
+    """A part of a config as JSON values; classes and their dotted names alike by their last part."""
     if isinstance(value, Mapping):
-        return {name: _type_name(item) if name == "type" else _plain(item) for name, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
+        return {name: _type_name(item) if name == "type" else plain(item) for name, item in value.items()}
+    return [plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def _type_name(kind: Any) -> str:
@@ -193,7 +194,7 @@ def pack(transforms: Transforms, image: NDArray[np.uint8], *, image_id: int, pat
 @torch.no_grad()
 def label(model: Any, packed: Sequence[Mapping[str, Any]], settings: PseudoLabelFilter) -> list[TeacherMasks]:
     """What would become pseudo-labels, in the canonical frame, before any refinement."""
-    inputs, samples = _batch(model, packed)
+    inputs, samples = as_batch(model, packed)
     classes, masks = model.panoptic_head(model.extract_feat(inputs), samples)
     return _filtered(classes, masks, samples, settings)
 
@@ -203,14 +204,15 @@ def detect_and_label(
     model: Any, packed: Sequence[Mapping[str, Any]], settings: PseudoLabelFilter
 ) -> tuple[list[dict[str, Any]], list[TeacherMasks]]:
     """Detections (mmdet's post-processing, masks at canonical size) and pseudo-labels, by one pass."""
-    inputs, samples = _batch(model, packed)
+    inputs, samples = as_batch(model, packed)
     with captured_output(model.panoptic_head) as outputs:
         found = model.predict(inputs, samples)
     classes, masks = outputs[0]
     return [sample.to_dict() for sample in found], _filtered(classes, masks, samples, settings)
 
 
-def _batch(model: Any, packed: Sequence[Mapping[str, Any]]) -> tuple[Any, list[Any]]:
+def as_batch(model: Any, packed: Sequence[Mapping[str, Any]]) -> tuple[Any, list[Any]]:
+    """Packed images as a network takes them: normalised inputs [B, 3, H, W], and samples."""
     batch = {key: [sample[key] for sample in packed] for key in ("inputs", "data_samples")}
     ready = model.data_preprocessor(batch, False)
     return ready["inputs"], ready["data_samples"]

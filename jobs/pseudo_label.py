@@ -16,6 +16,7 @@ from mmengine.config import Config
 
 from data_schemas.manifest import SCHEMA_VERSIONS, ImageKey, StoreIdentity, digest
 from jobs.config_files import as_text, write_resolved
+from jobs.label_refer import NETWORK, ReferLabeller, ReferLabelStage, as_source, find_sentences, questions_of
 from jobs.label_settings import KEYS, LabelSettings, Source, find_source, load_label_settings, refiner_of
 from jobs.label_summary import RESULTS, SUMMARY, print_summary, write_outputs
 from jobs.labelling import Labeller, PseudoLabelStage
@@ -31,10 +32,12 @@ from jobs.networks import (
 )
 from jobs.progress import Progress
 from jobs.ray_runner import LOCAL, run_sharded
+from jobs.refer_networks import is_referring
 from jobs.stages import ShardJob, ShardReport
 from jobs.store_checks import image_keys, refuse_other_images
 from jobs.training import provenance, refuse_missing_device
 from pipeline.data.coco import check_image_files, make_coco
+from pipeline.data.referring.dataset import ReferDataset
 from pipeline.errors import TooManyQuarantinedError
 from pipeline.refine.build import build_refiner
 from pipeline.sam.sam2_backend import build_backend
@@ -55,6 +58,8 @@ class Plan:
     labeller: Labeller
     identity: StoreIdentity
     images: tuple[ImageKey, ...]
+    sentences: ReferDataset | None = None
+    """What is asked, where the network reads sentences."""
 
 
 def run(
@@ -98,7 +103,7 @@ def run(
         return
     if overwrite:
         remove_part(folder, KIND)
-        for name in (SUMMARY, RESULTS):
+        for name in (SUMMARY, RESULTS, NETWORK):
             (folder / name).unlink(missing_ok=True)
     counts = label_images(plan, config, ray_address=ray_address)
     _refuse_many_broken(counts, plan)
@@ -136,21 +141,26 @@ def make_plan(
     on_cpu = copy.deepcopy(config)
     on_cpu.device = "cpu"
     model = load_network(on_cpu, checkpoint, which=network)
-    names = class_names(model)
-    source = find_source(config, settings, names=names, num_classes=num_classes(model), limit=limit)
+    about: dict[str, Any] = {
+        "config_text": as_text(config),
+        "checkpoint": str(checkpoint.absolute() if checkpoint.exists() else checkpoint),
+        "network": network,
+        "refiner": refiner,
+        "seed": settings.seed,
+        "retries": settings.retries,
+    }
+    if is_referring(config):
+        sentences = find_sentences(config, settings, limit=limit)
+        source = as_source(sentences)
+        labeller: Labeller = ReferLabeller(**about, questions=questions_of(sentences))
+    else:
+        sentences, names = None, class_names(model)
+        source = find_source(config, settings, names=names, num_classes=num_classes(model), limit=limit)
+        ids = tuple(category.category_id for category in source.categories)
+        labeller = Labeller(**about, category_ids=ids, filter=filter_of(config))
     images = image_keys(source.coco.images)
-    labeller = Labeller(
-        config_text=as_text(config),
-        checkpoint=str(checkpoint.absolute() if checkpoint.exists() else checkpoint),
-        network=network,
-        category_ids=tuple(category.category_id for category in source.categories),
-        filter=filter_of(config),
-        refiner=refiner,
-        seed=settings.seed,
-        retries=settings.retries,
-    )
     identity = _identity(labeller, source, images, transforms=transforms_digest(config))
-    return Plan(folder, settings, source, labeller, identity, images)
+    return Plan(folder, settings, source, labeller, identity, images, sentences)
 
 
 def _identity(labeller: Labeller, source: Source, images: Sequence[ImageKey], *, transforms: str) -> StoreIdentity:
@@ -166,13 +176,18 @@ def _identity(labeller: Labeller, source: Source, images: Sequence[ImageKey], *,
         settings={
             "checkpoint_sha256": file_sha256(labeller.checkpoint),
             "network": labeller.network,
-            "category_ids": list(labeller.category_ids),
-            "filter": asdict(labeller.filter),
+            **_asked(labeller),
             "refiner": refiner,
             "transforms": transforms,
             "seed": labeller.seed,
         },
     )
+
+
+def _asked(labeller: Labeller) -> dict[str, Any]:
+    if isinstance(labeller, ReferLabeller):
+        return {"questions": labeller.digest()}
+    return {"category_ids": list(labeller.category_ids), "filter": asdict(labeller.filter)}
 
 
 def _guide(refiner: Mapping[str, Any], images: Sequence[ImageKey]) -> tuple[str, str, dict[str, Any]]:
@@ -218,7 +233,7 @@ def label_images(plan: Plan, config: Config, *, ray_address: str = LOCAL) -> Sto
             root = str(plan.source.coco.image_root.absolute())
             _run([ShardJob(task, root) for task in work.tasks], plan, ray_address)
             about = {"identity": plan.identity.to_json(), "provenance": provenance()}
-            write_outputs(folder, plan.source, writer, about=about, started=started)
+            write_outputs(folder, plan.source, writer, about=about, started=started, sentences=plan.sentences)
         counts = writer.counts()
     print_summary(folder, already=finished)
     return counts
@@ -238,7 +253,8 @@ def _run(jobs: Sequence[ShardJob], plan: Plan, ray_address: str) -> None:
             started.clear()
             started.update([] if image_id is None else [image_id])
 
-        bad, make_stage = 0, partial(PseudoLabelStage, plan.labeller)
+        stage = ReferLabelStage if isinstance(plan.labeller, ReferLabeller) else PseudoLabelStage
+        bad, make_stage = 0, partial(stage, plan.labeller)
         workers, retries = plan.settings.workers, plan.settings.retries
         for report in run_sharded(make_stage, jobs, address=ray_address, workers=workers, retries=retries, tell=tell):
             assert isinstance(report, ShardReport)

@@ -4,6 +4,8 @@ from collections import Counter
 from pathlib import Path
 
 from pipeline.data.coco import CocoSet, load_images, make_coco, subset, write_coco
+from pipeline.data.referring.sets import open_refer_files
+from pipeline.data.referring.splits import Draw, draw_refer_split
 from pipeline.data.splits import Split, draw_split, save_split, split_from_names
 from pipeline.errors import InputError
 
@@ -18,6 +20,8 @@ def run(
     seed: int = 0,
     names: Path | None = None,
     image_root: Path | None = None,
+    expressions: Path | None = None,
+    draw: Draw = "nested",
 ) -> None:
     """Do the command; see ``s4m-pipeline split --help``.
 
@@ -29,6 +33,9 @@ def run(
         seed: Which draw.
         names: A list of labelled images, one name a line.
         image_root: Folder of the images; the file's own by default.
+        expressions: Referring expressions; then the images that their ``train`` split is in are divided, and only
+            ``split.json`` is written: what is known of an image is its sentences, not its annotations.
+        draw: With ``expressions``: nested | published.
 
     Raises:
         InputError: Bad files, a percent out of range, or another split or other COCO files in ``out``.
@@ -36,6 +43,9 @@ def run(
     if not annotations.exists():
         raise InputError("annotations not found", where=annotations, expected="a COCO file", fix="correct the path")
     _refuse_bad_folder(out, annotations)
+    if expressions is not None:
+        _split_expressions(annotations, expressions, out, image_root, (percent, seed, draw))
+        return
     coco = load_images(annotations, image_root or annotations.parent)
     if names is not None:
         chosen = split_from_names(coco, names)
@@ -51,6 +61,28 @@ def run(
         make_coco(coco.image_root, subset(coco, chosen.unlabelled).images, coco.categories, ()), out / UNLABELLED
     )
     print(_summary(coco, labelled, chosen, out))
+
+
+def _split_expressions(
+    annotations: Path, expressions: Path, out: Path, image_root: Path | None, how: tuple[float | None, int, Draw]
+) -> None:
+    percent, seed, draw = how
+    if percent is None:
+        raise InputError("sentences are divided by a draw", where="--names", expected="--percent", got="a list")
+    source = open_refer_files(
+        expressions_file=expressions,
+        annotation_file=annotations,
+        image_root=image_root or annotations.parent,
+        split="train",
+    )
+    chosen = draw_refer_split(source.sentences, percent=percent, seed=seed, draw=draw)
+    save_split(chosen, out / SPLIT)
+    taught = source.sentences.of_images(chosen.labelled)
+    print(
+        f"{len(chosen.labelled)} labelled, {len(chosen.unlabelled)} unlabelled images; {len(taught.objects)} objects "
+        f"with {taught.num_sentences} sentences of {len(source.sentences.objects)} with "
+        f"{source.sentences.num_sentences} are labelled; {out}"
+    )
 
 
 def _refuse_bad_folder(out: Path, annotations: Path) -> None:

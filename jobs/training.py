@@ -28,7 +28,12 @@ from pipeline.data.coco import write_json
 from pipeline.errors import CheckpointError, ConfigError, EnvironmentProblemError, InputError
 
 RESOLVED, PROVENANCE, DONE = "resolved_config.py", "provenance.json", "done.json"
+STUDENT_PARTS = ("detector", "segmentor")
+"""Keys of ``model`` under which a student's config holds its network: of instances, of referring expressions."""
 _PLACEHOLDER = re.compile(r"\{(\w+)\}")
+_FIGURE = re.compile(r"val/\w+/(.+)")
+"""How mmengine logs what a metric measured, after the metric's prefix."""
+_TRAIN_A_TEACHER = "train a teacher (s4m-pipeline train-teacher), then set teacher_checkpoint to its run directory"
 
 
 @dataclass(frozen=True)
@@ -187,7 +192,7 @@ def check(config: Any, *, where: str | Path) -> None:
 
 def has_teacher(config: Any) -> bool:
     """Whether a training config is a student's, with a teacher beside the network that learns."""
-    return "detector" in config.model
+    return any(name in config.model for name in STUDENT_PARTS)
 
 
 @contextmanager
@@ -304,9 +309,9 @@ def train(run: TrainingRun, *, launcher: str = "none", device: str | None = None
     model.init_weights = lambda: None  # the runner would start from random values again
     runner.train()
     figures = {
-        name.removeprefix("val/coco/"): value.current()
+        match[1]: value.current()
         for name, value in runner.message_hub.log_scalars.items()
-        if name.startswith("val/coco/")
+        if (match := _FIGURE.match(name))
     }
     if get_rank() == 0:
         write_json({"iterations": runner.iter, "validation": figures}, run.work_dir / DONE)
@@ -328,33 +333,44 @@ def initialise(model: Any, config: Any) -> None:
     learner = getattr(model, "student", model)
     if config.get("init_checkpoint"):
         skip = config.get("init_skip") or CLASS_LAYERS
-        weights = read_weights(config.init_checkpoint, prefix="student")
+        start = newest_of(config.init_checkpoint, setting="init_checkpoint")
+        weights = read_weights(start, prefix="student")
         kept = {name: value for name, value in weights.items() if not re.search(skip, name)}
-        load_network(learner, kept, where=config.init_checkpoint, may_lack=skip)
+        load_network(learner, kept, where=start, may_lack=skip)
     if hasattr(model, "teacher"):
         start = teacher_start(config.get("teacher_checkpoint"))
         load_network(model.teacher, read_weights(start, prefix="teacher"), where=start)
 
 
 def teacher_start(setting: str | None) -> str:
-    """The checkpoint that ``teacher_checkpoint`` means: an embedded name, a file, or the newest of a run directory.
+    """The checkpoint that ``teacher_checkpoint`` means; see :func:`newest_of`.
 
     Raises:
         ConfigError: none is given.
-        CheckpointError: a run directory without a checkpoint.
+        CheckpointError: see :func:`newest_of`.
+    """
+    if not setting:
+        raise ConfigError("a student needs a teacher", where="teacher_checkpoint", got=setting, fix=_TRAIN_A_TEACHER)
+    return newest_of(setting, setting="teacher_checkpoint")
+
+
+def newest_of(value: str, *, setting: str) -> str:
+    """The checkpoint that a setting means: an embedded name, a file, or the newest of a run directory.
+
+    Raises:
+        CheckpointError: nothing is there, or a run directory without a checkpoint.
     """
     from pipeline.models.weights import EMBEDDED
 
-    fix = "train a teacher (s4m-pipeline train-teacher), then set teacher_checkpoint to its run directory"
-    if not setting:
-        raise ConfigError("a student needs a teacher", where="teacher_checkpoint", got=setting, fix=fix)
-    if setting in EMBEDDED or Path(setting).is_file():
-        return setting
-    if not Path(setting).exists():
-        raise CheckpointError("no such checkpoint", where=setting, expected="a run directory or a file", fix=fix)
-    newest = last_checkpoint(Path(setting))
+    fix = _TRAIN_A_TEACHER if setting == "teacher_checkpoint" else f"correct {setting}"
+    if value in EMBEDDED or Path(value).is_file():
+        return value
+    if not Path(value).exists():
+        expected = f"a run directory, a file, or one of {sorted(EMBEDDED)}"
+        raise CheckpointError("no such checkpoint", where=value, expected=expected, fix=fix)
+    newest = last_checkpoint(Path(value))
     if newest is None:
-        raise CheckpointError("no checkpoint in the teacher's run directory", where=setting, fix=fix)
+        raise CheckpointError("no checkpoint in the run directory", where=value, fix=fix)
     return str(newest)
 
 

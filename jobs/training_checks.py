@@ -14,21 +14,26 @@ from jobs.settings import hydrate, known_keys
 from jobs.store_checks import image_keys, refuse_other_images
 from pipeline.data.arp import ArpSettings
 from pipeline.data.coco import CocoSet, load_coco
+from pipeline.data.referring.views import JitterSettings
 from pipeline.distill.live_sam import LiveSamSettings
 from pipeline.errors import ConfigError, StoreMismatchError
 from pipeline.models.pseudo_labels import PseudoLabelFilter
+from pipeline.models.referring.student_settings import ReferStudentSettings
 from pipeline.models.student_settings import StudentSettings
 from pipeline.refine.build import refuse_unknown_settings, setting_names
 from pipeline.stores.index import StoreIndex
 from pipeline.stores.target_features import refuse_other_features
 
-_BLOCKS = {"pseudo_labels": PseudoLabelFilter, "arp": ArpSettings, "settings": StudentSettings}
-"""Parts of a student's ``model`` with settings of a dataclass."""
+_BLOCKS: dict[str, dict[str, type]] = {
+    "detector": {"pseudo_labels": PseudoLabelFilter, "arp": ArpSettings, "settings": StudentSettings},
+    "segmentor": {"jitter": JitterSettings, "settings": ReferStudentSettings},
+}
+"""Where a student's ``model`` holds its network -> its parts with settings of a dataclass."""
 _NEEDS_LIBRARY = ("iom", "cpi", "cpi_u", "cpi_o")
 _REFINER = ("name", "sam", "sam_config", "device", "store", "cached_embeddings")
 KNOWN_KEYS = (
     *(f"model.refiner.{name}" for name in (*_REFINER, *setting_names())),
-    *(key for name, kind in _BLOCKS.items() for key in known_keys(kind, f"model.{name}.")),
+    *(key for parts in _BLOCKS.values() for name, kind in parts.items() for key in known_keys(kind, f"model.{name}.")),
     *(key for prefix in ("model.", "model.detector.") for key in known_keys(LiveSamSettings, f"{prefix}live_sam.")),
     "optim_wrapper.dtype",
 )
@@ -117,10 +122,10 @@ def check_settings(config: Any, *, where: str | Path) -> None:
         (name, each) for each in _dicts(config.train_dataloader) for name in (FROM_STORE, DRAWN) if _is(each, name)
     ]
     check_distillation(config.model, named, where=where)
-    if "detector" in config.model:
+    for parts in (parts for network, parts in _BLOCKS.items() if network in config.model):
         refiner = dict(config.model.get("refiner") or {"name": "none"})
         refuse_unknown_settings(**{key: value for key, value in refiner.items() if key not in _REFINER[1:]})
-        for name, kind in _BLOCKS.items():
+        for name, kind in parts.items():
             block = config.model.get(name)
             if block is not None:
                 hydrate(kind, dict(block), where=f"{where}: model.{name}")
@@ -136,7 +141,7 @@ def check_inputs(config: Any) -> None:
     loaded = {part: _load(each) for part, each in sets.items()}
     part = "labelled" if "labelled" in sets else "all"
     taught, settings = loaded.get(part), sets.get(part, {})
-    if taught is not None:
+    if taught is not None and "expressions_file" not in settings:
         check_classes(config, taught, where=settings["annotation_file"])
     for transform in _dicts(config.train_dataloader):
         if _is(transform, FROM_STORE) and taught is not None:
@@ -178,9 +183,13 @@ def check_classes(config: Any, taught: CocoSet, *, where: str) -> None:
 
 
 def _load(settings: Mapping[str, Any]) -> CocoSet:
-    """The images of one stream, as ``InstanceDataset`` takes them."""
+    """The images of one stream, as its data set takes them."""
     from pipeline.data.instance_dataset import InstanceDataset
+    from pipeline.data.referring.dataset import ReferDataset
 
+    if "expressions_file" in settings:
+        own = {name: value for name, value in settings.items() if name not in ("type", "pipeline")}
+        return ReferDataset(pipeline=[], **own).coco
     wanted = ("annotation_file", "image_root", "split_file", "part", "class_names", "with_masks")
     return InstanceDataset(pipeline=[], **{name: settings[name] for name in wanted if name in settings}).coco
 
@@ -210,9 +219,9 @@ def _check_store(uri: str, kind: Any, images: CocoSet | None, *, has_all: bool =
 
 
 def _data_sets(config: Any) -> Iterator[Mapping[str, Any]]:
-    """Configs of every ``InstanceDataset`` that is trained on."""
+    """Configs of every ``InstanceDataset`` or ``ReferDataset`` that is trained on."""
     for value in _dicts(config.train_dataloader):
-        if _is(value, "InstanceDataset") and "annotation_file" in value:
+        if (_is(value, "InstanceDataset") or _is(value, "ReferDataset")) and "annotation_file" in value:
             yield value
 
 

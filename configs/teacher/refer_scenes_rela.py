@@ -1,0 +1,16 @@
+"""ReLA on the labelled sentences of the scenes: burn-in and supervised baseline with the second network (Table 7).
+
+Claim (paper, RefCOCO with 1 % of labels): 31.5 oIoU. Cost: as ``refer_scenes_lavt.py``. It starts from
+``refer-rela-base``, which was trained on other shapes.
+
+    s4m-pipeline train-teacher configs/teacher/refer_scenes_rela.py
+"""
+
+from mmengine.config import read_base
+
+with read_base():
+    from .refer_scenes_lavt import *
+
+    from .._base_.rela_scenes import *  # isort: skip  (its model takes the place of LAVT's)
+
+init_checkpoint = "refer-rela-base"

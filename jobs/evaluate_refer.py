@@ -1,0 +1,117 @@
+"""The part of ``evaluate`` for referring expressions: every sentence of a split, by a network or from a file."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from mmengine.config import Config
+from mmengine.registry import DATASETS, METRICS, init_default_scope
+
+from data_schemas.manifest import digest
+from jobs.networks import Which, file_sha256, load_network, plain, transforms_digest
+from jobs.progress import Progress
+from jobs.refer_networks import answer
+from jobs.refer_results import read_answers
+from pipeline.errors import ConfigError, InputError
+
+
+def inputs_of(config: Config, checkpoint: Path, *, network: Which, limit: int | None) -> dict[str, Any]:
+    """What decides the figures, for the report; see :func:`measure`."""
+    is_results = checkpoint.suffix == ".json"
+    if not checkpoint.is_file():
+        raise InputError("no such checkpoint or results", where=checkpoint, fix="correct the path")
+    return {
+        "checkpoint_sha256": file_sha256(checkpoint),
+        "network": "results file" if is_results else network,
+        "validation": digest(plain(config.get("val_evaluator")))[:16],
+        "split": str((config.get("val_evaluator") or {}).get("files", {}).get("split")),
+        "limit": limit,
+        "transforms": None if is_results else transforms_digest(config),
+    }
+
+
+def measure(config: Config, checkpoint: Path, *, network: Which, limit: int | None) -> dict[str, Any]:
+    """Measure on the config's validation sentences (``val_split`` chooses another split).
+
+    Args:
+        config: From ``open_config``.
+        checkpoint: Weights, or a JSON list of answers as ``pseudo-label`` writes it.
+        network: Network of a student's checkpoint.
+        limit: Only the first so many sentences.
+
+    Returns:
+        ``refer``: figures in [0, 1], at the images' own size, and ``_view`` at the network's.
+
+    Raises:
+        PipelineError: wrong files or config, or answers that do not fit.
+    """
+    is_results = checkpoint.suffix == ".json"
+    model = None if is_results else load_network(config, checkpoint, which=network)
+    metric, dataset = _metric(config, with_view=not is_results), _dataset(config)
+    num = len(dataset) if limit is None else min(limit, len(dataset))
+    batch_size = int((config.get("val_dataloader") or {}).get("batch_size", 1))
+    given = _given(checkpoint, dataset, num) if model is None else _asked(model, dataset, num, batch_size)
+    with Progress("evaluate", num, unit="sentences") as progress:
+        for sample in given:
+            metric.process(None, [sample])
+            progress.advance()
+    return {"refer": {"num_sentences": num, **metric.compute_metrics(metric.results)}}
+
+
+def table(report: Mapping[str, Any]) -> str:
+    """The figures for people, in percent."""
+    figures = report["refer"]
+    lines = [f"{figures['num_sentences']} sentences of split {report['inputs']['split']}"]
+    names = [name for name in figures if name != "num_sentences"]
+    for ending, title in (("", "at the images' own size"), ("_view", "at the network's size")):
+        chosen = [name for name in names if name.endswith("_view") == bool(ending)]
+        if chosen:
+            lines.append(f"{title}:")
+            lines += [f"  {name.removesuffix(ending):16} {100 * figures[name]:6.2f}" for name in chosen]
+    return "\n".join(lines)
+
+
+def _metric(config: Config, *, with_view: bool) -> Any:
+    settings = dict(config.get("val_evaluator") or {})
+    if "files" not in settings:
+        raise ConfigError("the config names no validation sentences", where="val_evaluator.files")
+    init_default_scope("mmdet")
+    return METRICS.build(
+        {**settings, "resolutions": ("native", "view") if with_view else ("native",), "smallest": (5, 10)}
+    )
+
+
+def _dataset(config: Config) -> Any:
+    init_default_scope("mmdet")
+    return DATASETS.build(dict(config.val_dataloader.dataset))
+
+
+def _asked(model: Any, dataset: Any, num: int, batch_size: int) -> Iterator[Mapping[str, Any]]:
+    for start in range(0, num, batch_size):
+        packed = [dataset[index] for index in range(start, min(start + batch_size, num))]
+        for sample in answer(model, packed):
+            yield sample.to_dict()
+
+
+def _given(file: Path, dataset: Any, num: int) -> Iterator[Mapping[str, Any]]:
+    """Samples as a network would give them, from a file.
+
+    Raises:
+        InputError: sentences of the split that the file does not answer.
+    """
+    masks = read_answers(file, dataset.refer_set)
+    wanted = [dataset.record(index) for index in range(num)]
+    missing = [sample["sentence_id"] for sample in wanted if sample["sentence_id"] not in masks]
+    if missing:
+        raise InputError(
+            "sentences without an answer",
+            where=file,
+            expected=f"an entry for each of the {num} sentences of the split",
+            got=f"none for {len(missing)}, such as sentence {missing[0]}",
+            fix="label this split with pseudo-label, or choose the split that was labelled with val_split",
+        )
+    for sample in wanted:
+        mask = masks[sample["sentence_id"]]
+        yield {**sample, "pred_mask": torch.from_numpy(np.ascontiguousarray(mask))}

@@ -1,0 +1,91 @@
+"""Answers to sentences as a JSON list: what ``pseudo-label`` writes of referring expressions, and ``evaluate`` reads.
+
+Each entry has ``image_id``, ``ref_id``, ``sentence_id``, ``sentence``, ``segmentation`` (COCO run lengths at the
+image's own size; a mask may have no pixel), ``score`` and ``outcome``. Readers need ``sentence_id`` and ``segmentation``.
+"""
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_schemas.pseudo_labels import PseudoLabel
+from pipeline.data.coco_problems import Problems
+from pipeline.data.referring.sets import ReferSet
+from pipeline.errors import AnnotationError, InputError
+from pipeline.masks import rle
+
+
+def as_answers(
+    rows: Iterable[PseudoLabel], sentences: Mapping[int, tuple[int, str]], which: Literal["network", "refined"]
+) -> list[dict[str, Any]]:
+    """Entries of the masks before or after refinement.
+
+    Args:
+        rows: Whose ``category_id`` is the sentence's id.
+        sentences: Sentence id -> object's ``ref_id`` and text.
+        which: network (before refinement) | refined.
+    """
+    return [
+        {
+            "image_id": row.image_id,
+            "ref_id": sentences[row.category_id][0],
+            "sentence_id": row.category_id,
+            "sentence": sentences[row.category_id][1],
+            "segmentation": rle.Rle(size=[row.height, row.width], counts=getattr(row, f"{which}_rle")),
+            "score": row.score,
+            "outcome": row.outcome,
+        }
+        for row in rows
+    ]
+
+
+def read_answers(file: Path, refer_set: ReferSet) -> dict[int, NDArray[np.bool_]]:
+    """Masks [H, W] bool at the images' own size, by sentence id.
+
+    Args:
+        file: A JSON list of answers.
+        refer_set: The sentences; answers to others are not read.
+
+    Raises:
+        InputError: no such file, or no such list.
+        AnnotationError: masks that do not fit their images, or two answers to a sentence (the first 20).
+    """
+    try:
+        entries = json.loads(file.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise _no_answers(file, str(error)) from error
+    if not isinstance(entries, list) or not all(isinstance(entry, Mapping) for entry in entries):
+        raise _no_answers(file, type(entries).__name__)
+    images = {s.sentence_id: refer_set.coco.by_id[o.image_id] for o in refer_set.objects for s in o.sentences}
+    masks: dict[int, NDArray[np.bool_]] = {}
+    problems = Problems(file)
+    for place, entry in enumerate(entries):
+        sentence_id, where = entry.get("sentence_id"), f"answer {place}"
+        image = images.get(sentence_id) if isinstance(sentence_id, int) else None
+        if image is None:
+            continue
+        if sentence_id in masks:
+            problems.add("two answers to a sentence", where, expected="one", got=f"sentence {sentence_id} again")
+            continue
+        try:
+            code = rle.parse(entry.get("segmentation"), height=image.height, width=image.width, where=where)
+        except AnnotationError as error:
+            problems.add_error(error, where)
+            continue
+        masks[sentence_id] = rle.decode(code)
+    problems.raise_if_any()
+    return masks
+
+
+def _no_answers(file: Path, got: str) -> InputError:
+    return InputError(
+        "no list of answers",
+        where=file,
+        expected="a JSON list of {sentence_id, segmentation}, as pseudo-label writes it",
+        got=got,
+        fix="s4m-pipeline pseudo-label CONFIG CHECKPOINT, or correct the path",
+    )
