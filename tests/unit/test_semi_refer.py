@@ -17,7 +17,9 @@ from pipeline.masks.library import MaskLibrary
 from pipeline.masks.overlap import mask_iou
 from pipeline.masks.rle import encode_many
 from pipeline.models import semi_student
+from pipeline.models.referring import semi_refer
 from pipeline.models.referring.interface import ReferNetwork, ReferOutput
+from pipeline.models.referring.refer_labels import ReferLabel
 from pipeline.models.referring.segmentor import ReferSegmentor
 from pipeline.models.referring.semi_refer import SemiReferStudent
 from pipeline.models.training_hooks import update_average
@@ -257,8 +259,21 @@ def test_labels_go_through_the_canonical_frame_only_where_they_match(folder, lib
     for label, mask in zip(labels, own, strict=True):
         np.testing.assert_array_equal(label.own, mask)
     assert labels[0].weights is None
-    assert labels[1].weights is not None
+    seen = teacher_view(model, data)[1].numpy()
+    np.testing.assert_allclose(labels[1].weights, 1.3 - 1.26157 * np.exp(-5 * (seen - 0.5) ** 2), atol=1e-4)
     assert log["pseudo/pwa_share"] == 0.5
+
+
+@pytest.mark.parametrize(("mix", "expected"), [("halves", (2 + 9) / 2), ("per_image", (1 + 3 + 9) / 3)])
+def test_two_matched_and_one_other_are_mixed_as_asked(mix, expected, monkeypatch):
+    model = build(unsup_mix=mix)
+    each = torch.tensor([1.0, 3.0, 9.0])
+    monkeypatch.setattr(model, "_each", lambda *args: {"loss_mask": each})
+    mask = square(0, 0, 4).numpy()
+    labels = [ReferLabel(mask, None, outcome, mask, 0.9) for outcome in ("matched", "matched", "kept")]
+    learnt = torch.ones(3, dtype=torch.bool)
+    found = model.unlabelled_losses(ReferOutput(torch.zeros(3, 2, 8, 8)), labels, learnt, each)
+    assert float(found["unsup/loss_mask"]) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(("scope", "share"), [("off", 0.0), ("unmatched", 1.0), ("all", 1.0)])
@@ -270,8 +285,8 @@ def test_pwa_where_the_scope_says(folder, scope, share):
     with_classes = centred(
         build(refiner={"name": "none", "pixel_weights": scope}, jitter=NO_JITTER, pwa_class_weights=(3, 3))
     )
-    ratio = float(losses_of(with_classes, batch(folder))["unsup/loss_mask"] / found["unsup/loss_mask"])
-    assert ratio == pytest.approx(3.0 if share else 1.0)
+    ratio = losses_of(with_classes, batch(folder))["unsup/loss_mask"] / found["unsup/loss_mask"]
+    assert float(ratio.detach()) == pytest.approx(3.0 if share else 1.0)
 
 
 def silent(model):
@@ -381,10 +396,22 @@ def test_equal_steps_are_equal_and_others_differ(folder):
     assert not torch.allclose(views(3), views(4))
 
 
-def test_sam_encodes_every_unlabelled_image_once(folder, library):
-    model = centred(build(refiner={"name": "points", "sam": "fake"}))
+def test_only_what_is_learnt_is_in_half_precision(folder):
+    model, dtypes = build(), {}
+    for name in ("teacher", "student"):
+        patch = getattr(model, name).network.patch
+        patch.register_forward_hook(lambda _m, _i, output, name=name: dtypes.update({name: output.dtype}))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        losses_of(model, batch(folder))
+    assert dtypes == {"teacher": torch.float32, "student": torch.bfloat16}
+
+
+def test_sam_encodes_every_unlabelled_image_once(folder, library, monkeypatch):
+    model, read = centred(build(refiner={"name": "points", "sam": "fake"})), []
+    monkeypatch.setattr(semi_refer, "read_image", lambda path: read.append(path) or picture(3))
     for _ in range(3):
         losses_of(model, batch(folder))
+    assert len(read) == 2
     assert library.sam.embedded == [(SIDE, SIDE)] * 2
 
 
