@@ -76,6 +76,7 @@ def test_left_and_right_of_people(sentence, flipped):
     [
         "the cat right next to the dog",  # an adverb, or a side
         "guy right behind the girl",
+        "right behind the man in front",
         "man who left the table",
         "the only slice left",
         "right side up umbrella",
