@@ -9,6 +9,7 @@ from typing import Any
 from mmengine.config import Config
 
 from jobs import evaluate_refer
+from jobs.evaluate_cityscapes import cityscapes_figures, cityscapes_lines, is_cityscapes
 from jobs.networks import (
     Transforms,
     Which,
@@ -110,7 +111,13 @@ def run(
         done = "already evaluated"
     else:
         file.parent.mkdir(parents=True, exist_ok=True)
-        report = _report(given or see(model, config, coco), coco, inputs)
+        seen = given or see(model, config, coco)
+        report = _report(seen, coco, inputs)
+        if is_cityscapes(config):
+            annotations = Path(_settings(config)["annotations"])
+            report["cityscapes_ap"] = cityscapes_figures(
+                annotations, without_images(coco, seen.broken), seen.detections
+            )
         names = {"config": str(config_path), "checkpoint": str(checkpoint), "limit": limit}
         write_json(report | {"provenance": provenance() | names}, file)
         done = "written"
@@ -310,6 +317,7 @@ def _table(report: Mapping[str, Any]) -> str:
             shown(labels[name]) for name in ("class_accuracy", "segmentation_quality", "matched_share", "found_share")
         )
         + f"  ({labels['num_pseudo_labels']} of them)",
+        *(cityscapes_lines(report["cityscapes_ap"]) if "cityscapes_ap" in report else ()),
         *(f"broken: {entry['file_name']}: {entry['reason']}" for entry in report["broken"]),
     ]
     return "\n".join(lines)

@@ -1,7 +1,8 @@
 """Answers to sentences as a JSON list: what ``pseudo-label`` writes of referring expressions, and ``evaluate`` reads.
 
 Each entry has ``image_id``, ``ref_id``, ``sentence_id``, ``sentence``, ``segmentation`` (COCO run lengths at the
-image's own size; a mask may have no pixel), ``score`` and ``outcome``. Readers need ``sentence_id`` and ``segmentation``.
+image's own size; a mask may have no pixel), ``score`` and ``outcome``. Readers need ``sentence_id`` and
+``segmentation``.
 """
 
 import json

@@ -72,6 +72,11 @@ _NUMBERS = {
 }
 _READ_BY_CODE = ("init_checkpoint", "init_skip", "teacher_checkpoint", "device", "load_from", "resume", "launcher")
 _WORDS = (*_NUMBERS, *_READ_BY_CODE, "store", "split_file", "data_root", "image_root", "annotations", "val_annotations")
+_COPIED = (
+    *("labelled_stream", "unlabelled_stream", "train_images", "train_objects", "geometry", "targets", "val_files"),
+    *("detector", "segmentor", "data_preprocessor", "attention", "feed_forward"),
+)
+"""Parts of configs that other parts are made of; mmengine copies, so that a change of the part comes too late."""
 _RUNNER_KEYS = ("default_scope", "log_level", "work_dir", "experiment_name")
 
 
@@ -84,11 +89,20 @@ def refuse_dead_overrides(options: Mapping[str, Any], config: Any, *, where: str
         where: For the message.
 
     Raises:
-        ConfigError: an override of a plain top-level setting that nothing looks at any more.
+        ConfigError: an override of a plain top-level setting that nothing looks at any more, or of a part that the
+            file has copied to where it is read.
     """
     tree = dict(dict.items(config._cfg_dict))
     text = as_text(config)
     for name in options:
+        if "." in name and name.split(".")[0] in _COPIED:
+            raise ConfigError(
+                f"`{name}` has no effect on the command line",
+                where=where,
+                expected="a key below `train_dataloader`, `val_dataloader`, `val_evaluator` or `model`",
+                got=f"{name}={options[name]}, of a part that the file copies to where it is read",
+                fix="change it in a copy of the file, or override the copy: train_dataloader.dataset....",
+            )
         is_plain = isinstance(tree.get(name), str | int | float) and not isinstance(tree.get(name), bool)
         if is_plain and name not in _WORDS and f"{{{name}}}" not in text and name not in _RUNNER_KEYS:
             raise ConfigError(

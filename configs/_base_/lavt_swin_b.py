@@ -1,4 +1,4 @@
-"""LAVT with Swin-B and BERT-base, written out in full: the network of SemiRES (480 pixels, 4 x SyncBN).
+"""LAVT with Swin-B and BERT-base, written out in full: the network of SemiRES (480 pixels).
 
 ``swin_checkpoint`` is ``swin_base_patch4_window12_384_22k.pth`` of the Swin authors (ImageNet-22k); ``bert`` is a
 name on the model hub, or a folder with ``config.json``, ``vocab.txt`` and ``model.safetensors``.

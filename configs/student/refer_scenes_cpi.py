@@ -1,4 +1,4 @@
-"""SemiRES on the sentences of the scenes: pseudo-labels become the union of the parts that a mask covers or lies in (CPI).
+"""SemiRES on the sentences of the scenes: masks become the union of the parts they cover or lie in (CPI).
 
 Claim (paper, RefCOCO with 1 % of labels): 50.4 oIoU; where nothing matches, pixels are weighted (PWA). Cost: as
 ``refer_scenes_none.py``, plus ``precompute-sam`` once; the library is per image, shared by all of its sentences.

@@ -1,4 +1,4 @@
-"""SemiRES on the sentences of the scenes: pseudo-labels become the union of the parts that a mask covers (CPI-O).
+"""SemiRES on the sentences of the scenes: masks become the union of the parts that they cover (CPI-O).
 
 Claim (paper, RefCOCO with 1 % of labels): 45.2 oIoU; where nothing matches, pixels are weighted (PWA). Cost: as
 ``refer_scenes_none.py``, plus ``precompute-sam`` once; the library is per image, shared by all of its sentences.

@@ -1,4 +1,4 @@
-"""SemiRES on the sentences of the scenes: pseudo-labels become the union of the proposals that a mask lies in (CPI-U): SemiRES' best row.
+"""SemiRES on the sentences of the scenes: masks become the union of proposals they lie in (CPI-U), the best row.
 
 Claim (paper, RefCOCO with 1 % of labels): 50.9 oIoU; where nothing matches, pixels are weighted (PWA). Cost: as
 ``refer_scenes_none.py``, plus ``precompute-sam`` once; the library is per image, shared by all of its sentences.

@@ -1,4 +1,4 @@
-"""SemiRES on the sentences of the scenes: pseudo-labels become the one proposal that fits a mask best (IOM).
+"""SemiRES on the sentences of the scenes: masks become the one proposal that fits them best (IOM).
 
 Claim (paper, RefCOCO with 1 % of labels): 49.7 oIoU; where nothing matches, pixels are weighted (PWA). Cost: as
 ``refer_scenes_none.py``, plus ``precompute-sam`` once; the library is per image, shared by all of its sentences.

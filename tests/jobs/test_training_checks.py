@@ -119,6 +119,13 @@ def test_an_override_that_the_file_has_already_used_is_refused():
     )
 
 
+def test_an_override_of_what_the_file_has_copied_is_refused():
+    with pytest.raises(ConfigError, match="`labelled_stream.dataset.part` has no effect") as caught:
+        read("student/scenes_points", "labelled_stream.dataset.part=all")
+    assert "train_dataloader" in str(caught.value)
+    read("student/scenes_points", "train_dataloader.dataset.labelled.dataset.part=all")
+
+
 def test_a_config_of_something_else_is_refused():
     for name in ("sam/scenes", "_base_/scenes_data"):
         with pytest.raises(ConfigError, match="describes no training"):
@@ -128,6 +135,9 @@ def test_a_config_of_something_else_is_refused():
 FAMILIES = {
     "scenes": "scenes",
     "refer_scenes": "scenes",
+    "refcoco": "refcoco",
+    "refcocoplus": "refcocoplus",
+    "refcocog": "refcocog",
     "nuclei": "nuclei",
     "coco": "coco",
     "cityscapes": "cityscapes",

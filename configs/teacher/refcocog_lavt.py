@@ -1,0 +1,12 @@
+"""LAVT on the labelled part of G-Ref: as ``refcoco_lavt.py`` with the other benchmark's files.
+
+s4m-pipeline train-teacher configs/teacher/refcocog_lavt.py --workers 4
+"""
+
+from mmengine.config import read_base
+
+with read_base():
+    from .refcoco_lavt import *
+
+benchmark = "refcocog"
+refs = "refs(umd).p"
