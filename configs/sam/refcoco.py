@@ -8,6 +8,7 @@ by any other source comes in with ``import-proposals``). Cost: 19,994 images; no
 
 images = "data/refer/refcoco/instances.json"
 image_root = "data/coco/train2014"
+split = None
 store = "work_dirs/sam_store_refcoco"
 targets = ["proposals"]
 
