@@ -2,24 +2,17 @@
 
 import json
 import sys
-from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
-from safetensors.torch import save_file
 
-from jobs import bench_steps, precompute_sam, step_times
+from jobs import bench_steps, step_times
 from jobs.bench import BENCHES
-from jobs.settings import load_settings
 from jobs.step_times import PARTS, PartClock, step_ratio, summary, table
 from jobs.stepping import demo_config
 from pipeline.models import mask2former, semi_student
 from pipeline.sam.sam2_backend import build_backend
-from tests.jobs.toy_networks import fresh_network
-from tests.toy_scenes import small_scenes
-
-CONFIGS = Path(__file__).parents[2] / "configs"
+from tests.jobs.toy_demo import CONFIGS
 
 
 @pytest.fixture(autouse=True)
@@ -28,26 +21,6 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="module")
-def demo(tmp_path_factory):
-    """What a demo leaves: scenes, a store, and a teacher, here of random weights that is sure of what it sees."""
-    root = tmp_path_factory.mktemp("demo")
-    scenes = small_scenes(root / "scenes", num_train=6)
-    settings = {
-        "images": str(scenes.annotations("train")),
-        "image_root": str(scenes.image_root),
-        "split": str(scenes.root / "split.json"),
-        "store": str(root / "store"),
-        "sam": {"name": "scenes-nano"},
-        "proposals": {"points_per_side": 4, "pred_iou_threshold": 0.2, "stability_score_threshold": 0.2},
-    }
-    precompute_sam.precompute(load_settings(settings, where="here"))
-    state = fresh_network([f"data_root={scenes.root}"], 0).state_dict()
-    torch.save({"state_dict": state}, root / "teacher_structural")
-    save_file(state, bench_steps.teacher_file(root))
-    return SimpleNamespace(root=root, scenes=scenes)
 
 
 def small(*streams):
