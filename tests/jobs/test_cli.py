@@ -32,6 +32,9 @@ VERBS = (
     "import-proposals",
     "demo",
     "ablate",
+    "predict",
+    "correction-stats",
+    "convert-cityscapes",
     "export",
     "doctor",
 )

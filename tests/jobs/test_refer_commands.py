@@ -1,0 +1,248 @@
+"""Sentences through the commands: burn-in, mutual learning, evaluation, pseudo-labels, one picture, one statistic."""
+
+import json
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from data_schemas.manifest import SCHEMA_VERSIONS, ImageKey, StoreIdentity
+from data_schemas.proposals import Proposal
+from jobs import correction_statistics, evaluate, predict, pseudo_label, split, train_student, train_teacher
+from jobs.refer_results import read_answers
+from pipeline.data.coco import load_coco
+from pipeline.data.referring.sets import load_refer_set
+from pipeline.data.splits import load_split
+from pipeline.errors import AnnotationError, ConfigError, InputError, StoreMismatchError
+from pipeline.masks import rle
+from pipeline.stores.proposal_store import commit_proposals
+from pipeline.stores.writer import StoreWriter
+from tests.jobs import toy_networks as toys
+
+TEACHER = toys.CONFIGS / "teacher/refer_scenes_lavt.py"
+STUDENT = toys.CONFIGS / "student/refer_scenes_cpi_u.py"
+SMALL = ["init_checkpoint=None", "side=64", "max_iters=2", "log_interval=1", "batch_size=2", "device=cpu"]
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    return tmp_path_factory.mktemp("refer")
+
+
+@pytest.fixture(scope="module")
+def data(root):
+    toys.write_data(root / "scenes", num_train=4, num_val=1)
+    return [f"data_root={root / 'scenes'}"]
+
+
+@pytest.fixture(scope="module")
+def train(root, data):
+    return load_coco(root / "scenes/annotations/train.json", root / "scenes/images")
+
+
+@pytest.fixture(scope="module")
+def library(root, train):
+    """Every object of every image, as a SAM without a fault would store it."""
+    store = root / "library"
+    identity = StoreIdentity("proposals", SCHEMA_VERSIONS["proposals"], "d" * 64, "oracle", "0" * 64)
+    keys = [ImageKey(i.image_id, i.file_name, i.height, i.width) for i in train.images]
+    with StoreWriter.create_or_open(store, identity, keys, images_per_shard=9) as writer:
+        found = {i: [proposal_of(a) for a in entries] for i, entries in train.annotations.items()}
+        commit_proposals(writer.missing().tasks[0], found)
+    return store
+
+
+def proposal_of(entry):
+    height, width = entry.rle["size"]
+    counts, area, box = entry.rle["counts"], rle.area(entry.rle), rle.bbox_xywh(entry.rle)
+    return Proposal(counts, height, width, area, box, predicted_iou=0.9, stability_score=0.9, point_xy=(0.0, 0.0))
+
+
+@pytest.fixture(scope="module")
+def teacher(root, data):
+    train_teacher.run(TEACHER, cfg_options=[*data, *SMALL], work_dir=root / "teacher")
+    return root / "teacher"
+
+
+@pytest.fixture(scope="module")
+def student(root, data, library, teacher):
+    options = [*data, f"store={library}", f"teacher_checkpoint={teacher}", "init_checkpoint={teacher_checkpoint}"]
+    train_student.run(STUDENT, cfg_options=[*SMALL, *options], work_dir=root / "student")
+    return root / "student"
+
+
+@pytest.fixture(scope="module")
+def labels(root, data, library, teacher):
+    options = [*data, f"store={library}", "side=64", "device=cpu"]
+    pseudo_label.run(STUDENT, teacher / "iter_2.pth", cfg_options=options, work_dir=root / "labels")
+    return root / "labels"
+
+
+def weights(folder):
+    return torch.load(folder / "iter_2.pth", weights_only=False)["state_dict"]
+
+
+def test_a_burn_in_ends_with_the_figures_of_all_sentences(teacher):
+    figures = json.loads((teacher / "done.json").read_text())["validation"]
+    assert {"oIoU", "mIoU", "Pr@0.5", "Pr@0.9"} <= set(figures)
+    assert all(0 <= value <= 1 for value in figures.values())
+
+
+def test_both_networks_start_from_the_burn_in_and_the_teacher_follows(teacher, student):
+    burnt, learnt = weights(teacher), weights(student)
+    name = "network.text_encoder.bert.embeddings.word_embeddings.weight"
+    start = burnt[name]
+    own, average = learnt[f"student.{name}"], learnt[f"teacher.{name}"]
+    assert not torch.equal(own, start)
+    # After two steps with decay 0.99 the average has gone a small part of the way.
+    assert 0 < (average - start).norm() < 0.1 * (own - start).norm()
+    assert json.loads((student / "done.json").read_text())["iterations"] == 2
+
+
+def test_evaluate_gives_the_figures_of_the_training(root, data, teacher, capsys):
+    config = teacher / "resolved_config.py"
+    report = evaluate.run(config, teacher / "iter_2.pth", work_dir=root / "evaluation")
+    trained = json.loads((teacher / "done.json").read_text())["validation"]
+    assert report["refer"]["oIoU"] == pytest.approx(trained["oIoU"])
+    assert report["refer"]["num_sentences"] > 3
+    assert report["inputs"]["split"] == "val"
+    assert "oIoU" in capsys.readouterr().out
+    assert evaluate.run(config, teacher / "iter_2.pth", work_dir=root / "evaluation") == {
+        **report,
+        "provenance": json.loads((root / "evaluation/evaluation.json").read_text())["provenance"],
+    }
+    with pytest.raises(InputError, match="another limit"):
+        evaluate.run(config, teacher / "iter_2.pth", work_dir=root / "evaluation", limit=2)
+
+
+def test_pseudo_labels_answer_every_unlabelled_sentence_once(root, data, train, labels):
+    scenes = root / "scenes"
+    unlabelled = set(load_split(scenes / "split.json", train).unlabelled)
+    whole = load_refer_set(
+        expressions_file=scenes / "expressions/train.json",
+        annotation_file=scenes / "annotations/train.json",
+        image_root=scenes / "images",
+        split="train",
+    )
+    asked = {s.sentence_id: o for o in whole.objects for s in o.sentences if o.image_id in unlabelled}
+    results = json.loads((labels / "results.json").read_text())
+    assert sorted(entry["sentence_id"] for entry in results) == sorted(asked)
+    assert all(asked[entry["sentence_id"]].ref_id == entry["ref_id"] for entry in results)
+    stored = {a.rle["counts"] for entries in train.annotations.values() for a in entries}
+    for entry in results:
+        # A single accepted proposal is an object of the library as it is; unions and teacher's masks are not.
+        assert entry["outcome"] in ("matched", "kept", "empty")
+        assert (entry["segmentation"]["counts"] in stored) <= (entry["outcome"] == "matched")
+    summary = json.loads((labels / "summary.json").read_text())
+    assert summary["rows"] == len(results)
+    assert summary["quality"]["corrections"]["total"] == len(results)
+    assert 0 <= summary["quality"]["after"]["oIoU"] <= 1
+    read = read_answers(labels / "results.json", whole)
+    assert read.keys() == asked.keys()
+    assert read[results[0]["sentence_id"]].sum() == rle.area(results[0]["segmentation"])
+
+
+def test_another_sentence_is_another_run(root, data, library, teacher, labels):
+    options = [*data, f"store={library}", "side=64", "device=cpu", "pseudo_label.part=labelled"]
+    with pytest.raises(StoreMismatchError, match="settings.questions"):
+        pseudo_label.run(STUDENT, teacher / "iter_2.pth", cfg_options=options, work_dir=labels)
+
+
+def test_answers_from_a_file_are_evaluated_as_a_network_s(root, data, teacher, labels):
+    scenes = root / "scenes"
+    files = {
+        "expressions_file": scenes / "expressions/train.json",
+        "annotation_file": scenes / "annotations/train.json",
+    }
+    options = [f"val_dataloader.dataset.{name}={path}" for name, path in files.items()]
+    options += [f"val_evaluator.files.{name}={path}" for name, path in files.items()]
+    options += ["val_split=train", *data]
+    with pytest.raises(InputError, match="sentences without an answer"):  # those of the labelled images
+        evaluate.run(TEACHER, labels / "results.json", cfg_options=options, work_dir=root / "of_results")
+    entries = json.loads((labels / "results.json").read_text())
+    sentences = json.loads((scenes / "expressions/train.json").read_text())
+    truth = load_coco(scenes / "annotations/train.json", scenes / "images")
+    codes = {a.annotation_id: dict(a.rle) for every in truth.annotations.values() for a in every}
+    perfect = [{"sentence_id": s["sentence_id"], "segmentation": codes[s["annotation_id"]]} for s in sentences]
+    (root / "perfect.json").write_text(json.dumps(perfect))
+    report = evaluate.run(TEACHER, root / "perfect.json", cfg_options=options, work_dir=root / "of_perfect")
+    assert report["refer"]["oIoU"] == report["refer"]["Pr@0.9"] == 1
+    (root / "twice.json").write_text(json.dumps([*perfect, *entries]))
+    with pytest.raises(AnnotationError, match="two answers to a sentence"):
+        evaluate.run(TEACHER, root / "twice.json", cfg_options=options, work_dir=root / "of_twice")
+
+
+def test_corrections_of_a_run_are_those_that_it_counted(root, labels, library):
+    scenes = root / "scenes"
+    report = correction_statistics.run(
+        labels / "network.json",
+        store=str(library),
+        annotations=scenes / "annotations/train.json",
+        image_root=scenes / "images",
+        expressions=scenes / "expressions/train.json",
+        strategies=["cpi_u"],
+        out=root / "corrections.json",
+    )
+    counted = json.loads((labels / "summary.json").read_text())["quality"]["corrections"]
+    (found,) = report["strategies"].values()
+    assert {name: found[name] for name in counted if name.startswith("num_")} == {
+        name: value for name, value in counted.items() if name.startswith("num_")
+    }
+
+
+def test_a_picture_for_a_person(root, data, student, tmp_path, capsys):
+    image = next((root / "scenes/images/val").iterdir())
+    config, checkpoint = student / "resolved_config.py", student / "iter_2.pth"
+    predict.run(config, checkpoint, image, sentence="the leftmost ring", out=tmp_path / "seen.png")
+    picture = cv2.imread(str(tmp_path / "seen.png"))
+    assert picture.shape[0] >= 640
+    assert "the leftmost ring" in capsys.readouterr().out
+    with pytest.raises(InputError, match="in the way"):
+        predict.run(config, checkpoint, image, sentence="the leftmost ring", out=tmp_path / "seen.png")
+    for sentence in (None, "  "):
+        with pytest.raises(ConfigError, match="wants a sentence"):
+            predict.run(config, checkpoint, image, sentence=sentence, out=tmp_path / "other.png")
+    with pytest.raises(ConfigError, match="not a picture"):
+        predict.run(config, checkpoint, image, sentence="a ring", out=tmp_path / "other.txt")
+
+
+def test_a_detector_s_picture(root, tmp_path, capsys):
+    options = [f"data_root={root / 'scenes'}", *toys.TINY]
+    checkpoint = toys.write_student(tmp_path / "student.pth", options, toys.class_list(root / "scenes"))
+    image = next((root / "scenes/images/val").iterdir())
+    found = predict.run(toys.TEACHER, checkpoint, image, cfg_options=options, min_score=0.0, out=tmp_path / "seen.png")
+    assert found
+    assert [each.score for each in found] == sorted((each.score for each in found), reverse=True)
+    assert {each.name for each in found} <= set(toys.class_list(root / "scenes"))
+    assert len(capsys.readouterr().out.splitlines()) == len(found) + 1
+    nothing = predict.run(toys.TEACHER, checkpoint, image, cfg_options=options, min_score=1.0, out=tmp_path / "no.png")
+    assert nothing == []
+    with pytest.raises(ConfigError, match="wants no sentence"):
+        predict.run(toys.TEACHER, checkpoint, image, sentence="a ring", cfg_options=options, out=tmp_path / "x.png")
+
+
+def test_a_split_of_sentences(root, data, train, tmp_path, capsys):
+    files = {"expressions": root / "scenes/expressions/train.json", "image_root": root / "scenes/images"}
+    annotations = root / "scenes/annotations/train.json"
+    split.run(annotations, out=tmp_path / "half", percent=50, draw="published", **files)
+    said = capsys.readouterr().out
+    assert said.startswith("2 labelled, 2 unlabelled images; ")
+    content = json.loads((tmp_path / "half/split.json").read_text())
+    assert len(content["labelled"]) == 2
+    assert sorted(content["labelled"] + content["unlabelled"]) == sorted(train.by_id)
+    assert not (tmp_path / "half/labelled.json").exists()
+    with pytest.raises(InputError, match="another split is there already"):
+        split.run(annotations, out=tmp_path / "half", percent=25, draw="published", **files)
+    with pytest.raises(InputError, match="divided by a draw"):
+        split.run(annotations, out=tmp_path / "other", **files)
+
+
+def test_masks_are_drawn_where_they_are():
+    pixels = np.zeros((100, 200, 3), np.uint8)
+    mask = np.zeros((100, 200), bool)
+    mask[40:60, 100:150] = True
+    canvas = predict.overlay(pixels, [predict.Found("a", 0.5, mask)])
+    assert canvas.shape == (400, 800, 3)
+    assert canvas[200, 500].sum() > 0
+    assert canvas[350, 100].sum() == 0
