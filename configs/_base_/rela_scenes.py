@@ -23,9 +23,10 @@ model = dict(
         text_encoder=dict(name="tiny-bert", max_tokens=20, keep_separator=True, train_layers="all", eval_mode=False),
         backbone=dict(
             embed_dims=32,
-            depths=[1, 1, 2, 2],
+            depths=[1, 1, 3, 3],
             num_heads=[1, 2, 4, 8],
             window_size=6,
+            mlp_ratio=2,
             drop_path_rate=0.1,
             fusion_dropout=0.0,
             zero_init_gates=False,

@@ -28,6 +28,7 @@ model = dict(
             depths=[2, 2, 18, 2],
             num_heads=[4, 8, 16, 32],
             window_size=12,
+            mlp_ratio=4,
             drop_path_rate=0.3,
             fusion_dropout=0.0,
             zero_init_gates=False,

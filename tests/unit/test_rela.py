@@ -1,15 +1,21 @@
 """ReLA's decoder against its parts put together by hand, its losses against their formula."""
 
 import pipeline.models.mmcv_ops  # noqa: F401  isort: skip  (before mmdet)
+from pathlib import Path
+
 import pytest
 import torch
 import torch.nn.functional as F
+from mmdet.models.layers.msdeformattn_pixel_decoder import MSDeformAttnPixelDecoder
+from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
 from toy_refer import SENTENCES, backbone_config, build, rela_config
 
 from pipeline.models.referring.interface import ReferOutput
 from pipeline.models.referring.rela_decoder import RegionDecoder
 from pipeline.models.referring.text_encoder import TextFeatures
+
+CONFIGS = Path(__file__).parents[2] / "configs/_base_"
 
 
 @pytest.fixture(scope="module")
@@ -218,3 +224,19 @@ def test_parameter_groups_of_the_released_optimizer(network):
     tables = {name for name in names.values() if name.endswith("relative_position_bias_table")}
     assert len(others) == 4
     assert free == norms | others | tables
+
+
+def test_shapes_at_480_pixels_and_the_papers_sizes(network):
+    with torch.no_grad():
+        output = network(torch.randn(1, 3, 480, 480), SENTENCES[:1])
+    assert output.logits.shape == (1, 2, 120, 120)
+    paper = Config.fromfile(CONFIGS / "rela_swin_b.py").model.network
+    decoder = RegionDecoder(text_channels=768, **paper.region_decoder)
+    assert decoder.words.weight.shape == (256, 768)
+    assert decoder.region_embed.weight.shape == (100, 256)
+    assert len(decoder.layers) == 9
+    assert decoder.layers[0].feedforward[0].out_features == 2048
+    pixels = MSDeformAttnPixelDecoder(in_channels=[128, 256, 512, 1024], **paper.pixel_decoder)
+    assert len(pixels.encoder.layers) == 6
+    assert pixels.mask_feature.out_channels == 256
+    assert {conv.norm_name for conv in pixels.input_convs} == {"gn"}
