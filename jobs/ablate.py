@@ -1,4 +1,4 @@
-"""``s4m-pipeline ablate``: the cells of one of S4M's tables on the embedded scenes, as tasks beside each other.
+"""``s4m-pipeline ablate``: the cells of one of the papers' tables on the embedded scenes, as tasks beside each other.
 
 Every cell with every seed ends in one file; what has ended is not run again, what was begun is gone on with, and a
 cell that fails costs no other.
@@ -58,8 +58,9 @@ def run(
         SystemExit: some cells failed: the first one's exit code.
     """
     chosen = find_table(table)
-    if budget not in BUDGETS:
-        raise ConfigError("unknown budget", where="--budget", expected=" | ".join(BUDGETS), got=budget)
+    budgets = BUDGETS[chosen.paper]
+    if budget not in budgets:
+        raise ConfigError("unknown budget", where="--budget", expected=" | ".join(budgets), got=budget)
     folder = (work_dir or Path("work_dirs") / f"ablation_{budget}").resolve()
     study = Study(chosen, budget, seeds, folder, percent=percent)
     if dry_run:

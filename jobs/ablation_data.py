@@ -1,4 +1,4 @@
-"""Scenes, labelled draws and similarity targets for a study; what is there already is left as it is."""
+"""Scenes, labelled draws and SAM's artefacts for a study; what is there already is left as it is."""
 
 from jobs import precompute_sam
 from jobs.ablation_plan import CONFIGS, Study
@@ -27,14 +27,16 @@ def prepare(study: Study) -> None:
             progress=lambda done, _total: bar.advance(done - bar.done),
         )
     coco = load_coco(scenes.annotations("train"), scenes.image_root)
+    of_sentences = study.table.paper == "semires"
     for seed in study.seeds:
         save_split(draw_split(coco, percent=size.percent, seed=seed), study.split(seed))
         options = {
             "images": scenes.annotations("train"),
             "image_root": scenes.image_root,
-            "split": study.split(seed),
+            # A library is of all scenes: no split decides what is in it.
+            "split": None if of_sentences else study.split(seed),
             "store": study.store(seed),
-            "targets": "[similarity]",
+            "targets": "[proposals]" if of_sentences else "[similarity]",
         }
         precompute_sam.run(
             CONFIGS / "sam/scenes.py", cfg_options=[f"{name}={value}" for name, value in options.items()]

@@ -5,12 +5,12 @@ share it, and a changed config is another training.
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from jobs.ablation_tables import Cell, Part, Table
+from jobs.ablation_tables import Cell, Paper, Part, Table
 from jobs.config_files import as_text
 from jobs.demo import FULL, LONG, TINY, Size
 from jobs.label_settings import KEYS
@@ -21,7 +21,15 @@ from jobs.training_checks import KNOWN_KEYS
 from pipeline.errors import ConfigError
 
 CONFIGS = Path(__file__).parents[1] / "configs"
-BUDGETS = {"tiny": TINY, "short": FULL, "full": LONG}
+BUDGETS: Mapping[Paper, Mapping[str, Size]] = {
+    "s4m": {"tiny": TINY, "short": FULL, "full": LONG},
+    "semires": {
+        "tiny": Size(num_train=12, num_val=2, percent=34, teacher_steps=3, student_steps=3, burn_in=0, num_labelled=2),
+        "short": Size(num_train=1000, num_val=60, percent=1, teacher_steps=300, student_steps=400, burn_in=0),
+        "full": Size(num_train=1000, num_val=60, percent=1, teacher_steps=600, student_steps=1600, burn_in=0),
+    },
+}
+"""One per cent of few scenes is none: sentences need more of them."""
 Stage = Literal["teacher", "student", "labels"]
 _NUM_CHECKPOINTS = 4
 """Of a training: what a kill loses at most is one part of so many."""
@@ -43,7 +51,7 @@ class Study:
     @property
     def size(self) -> Size:
         """Scenes and steps."""
-        size = BUDGETS[self.budget]
+        size = BUDGETS[self.table.paper][self.budget]
         return size if self.percent is None else replace(size, percent=self.percent)
 
     @property
@@ -54,15 +62,18 @@ class Study:
     @property
     def scenes(self) -> Path:
         """The scenes of all seeds."""
-        return self.work_dir / "data/scenes"
+        return self.work_dir / "data" / ("scenes" if self.table.paper == "s4m" else "scenes_of_sentences")
 
     def split(self, seed: int) -> Path:
         """Which scenes are labelled."""
-        return self.work_dir / "data" / self.share / f"seed_{seed}/split.json"
+        return self._data(seed) / "split.json"
 
     def store(self, seed: int) -> Path:
-        """Similarity targets of those."""
-        return self.work_dir / "data" / self.share / f"seed_{seed}/store"
+        """Similarity targets of those; of sentences the proposals of all scenes, whatever the seed."""
+        return self._data(seed) / "store" if self.table.paper == "s4m" else self.work_dir / "data/proposals"
+
+    def _data(self, seed: int) -> Path:
+        return self.scenes.parent / f"{'' if self.table.paper == 's4m' else 'sentences_'}{self.share}" / f"seed_{seed}"
 
     @property
     def share(self) -> str:
@@ -72,7 +83,8 @@ class Study:
     @property
     def name(self) -> str:
         """Of the table's file."""
-        return f"s4m_{self.table.name.lower().replace('.', '')}_{self.share}"
+        name = self.table.name.lower().replace(".", "").replace("-", "_").removeprefix("semires_")
+        return f"{self.table.paper}_{name}_{self.share}"
 
     def cell_file(self, cell: Cell, seed: int) -> Path:
         """What a cell gave."""
@@ -179,14 +191,18 @@ class Planner:
         else:
             options.append(f"pseudo_label.seed={seed}")
         if stage == "student" and teacher is not None:
-            options += [f"teacher_checkpoint={teacher.folder}", f"burn_in={size.burn_in}"]
+            options.append(f"teacher_checkpoint={teacher.folder}")
+        if "burn_in" in bare._cfg_dict and stage == "student":
+            options.append(f"burn_in={size.burn_in}")
         return [*options, *part.options]
 
     def _words(self, stage: Stage, file: Path, folder: Path, teacher: Step | None) -> list[str]:
         if stage != "labels" or teacher is None:
             return [f"train-{stage}", str(file), "--work-dir", str(folder)]
-        checkpoint = teacher.folder / f"iter_{self.study.size.teacher_steps}.pth"
-        return ["pseudo-label", str(file), str(checkpoint), "--work-dir", str(folder)]
+        size = self.study.size
+        checkpoint = teacher.folder / f"iter_{size.teacher_steps}.pth"
+        some = ["--limit", str(size.num_labelled)] if self.study.table.paper == "semires" else []
+        return ["pseudo-label", str(file), str(checkpoint), "--work-dir", str(folder), *some]
 
 
 def tasks_of(jobs: Sequence[Job]) -> list[Task]:

@@ -55,7 +55,7 @@ def write_cell(job: Job, study: Study) -> dict[str, Any]:
         "tasks": {step.stage: _about(step) for step in job.steps},
         "provenance": provenance(),
         "wall_seconds": {step.stage: seconds_of(step.task.log) for step in job.steps},
-        "metrics": metrics_of(job),
+        "metrics": metrics_of(job, study),
     }
     write_json(content, job.file)
     return content
@@ -68,21 +68,23 @@ def _about(step: Step) -> dict[str, Any]:
     return {"config": step.part.config, "config_digest": step.digest, "options": options, "run": step.folder.name}
 
 
-def metrics_of(job: Job) -> dict[str, float | None]:
+def metrics_of(job: Job, study: Study) -> dict[str, float | None]:
     """AP of the last checkpoint of the last network trained, and CA, SQ of the pseudo-labels where they are asked for.
 
     Raises:
         InputError: a finished task whose file is no result.
     """
+    main = "mask_AP" if study.table.paper == "s4m" else "oIoU"
     metrics: dict[str, float | None] = {}
     last = [step for step in job.steps if step.stage != "labels"][-1]
     for step in (last, *(step for step in job.steps if step.stage == "labels")):
         try:
             if step.stage == "labels":
-                metrics |= json.loads((step.folder / SUMMARY).read_bytes())["quality"]["after"]
+                quality = json.loads((step.folder / SUMMARY).read_bytes())["quality"]
+                metrics |= quality["after"] | quality.get("corrections", {})
             else:
                 figures = read_done(step.folder)["validation"]
-                metrics |= {"mask_AP": figures["mask_AP"], **figures}
+                metrics |= {main: figures[main], **figures}
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise InputError(
                 "a finished run has no result", where=step.folder, fix=f"delete {step.folder} and run again"
@@ -119,7 +121,7 @@ def _row(table: Table, cell: Cell, by_seed: Mapping[int, Mapping[str, float | No
 
 
 def write_table(study: Study, rows: Sequence[Mapping[str, Any]], missing: Sequence[str]) -> Path:
-    """Write ``s4m_<table>_<share>_percent.json`` into the work directory, and say where it is."""
+    """Write ``<paper>_<table>_<share>_percent.json`` into the work directory, and say where it is."""
     path = study.work_dir / f"{study.name}.json"
     content = {
         "table": study.table.name,

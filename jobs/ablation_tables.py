@@ -1,15 +1,18 @@
-"""The tables of the S4M paper (arXiv 2504.05301) that ``s4m-pipeline ablate`` runs on the embedded scenes.
+"""The tables of S4M (arXiv 2504.05301) and SemiRES (ICML 2024) that ``s4m-pipeline ablate`` runs on the scenes.
 
 A table is a list of cells; a cell says what is trained and what is measured. Nothing here says how long, on which
 scenes or with which seeds: that is the same for all cells of a table and comes from the command.
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 from jobs.config_files import nearest
 from pipeline.errors import InputError
 
+Paper = Literal["s4m", "semires"]
 AP = ("mask_AP", "mask_AP50", "mask_AP75")
+IOU = ("oIoU", "mIoU", "Pr@0.5")
 LABELS = ("class_accuracy", "segmentation_quality", "matched_share", "found_share")
 TITLES = {
     "mask_AP": "mask AP",
@@ -19,6 +22,15 @@ TITLES = {
     "segmentation_quality": "mean IoU (SQ)",
     "matched_share": "on an object",
     "found_share": "objects found",
+    "oIoU": "oIoU",
+    "mIoU": "mIoU",
+    "Pr@0.5": "Pr@0.5",
+    "share_positive": "better",
+    "share_negative": "worse",
+    "share_equal": "equal",
+    "share_uncorrected": "not corrected",
+    "mean_iou_before": "IoU before",
+    "mean_iou_after": "IoU after",
 }
 """Figure -> head of its column; all are shares."""
 
@@ -57,6 +69,8 @@ class Table:
     cells: tuple[Cell, ...]
     figures: tuple[str, ...] = AP
     """Columns, of :data:`TITLES`."""
+    paper: Paper = "s4m"
+    """Whose: of instances, or of sentences."""
 
 
 SUPERVISED, STRUCTURAL = Part("teacher/scenes_supervised"), Part("teacher/scenes_structural")
@@ -68,7 +82,7 @@ def _teachers(*rows: tuple[str, str, Part]) -> tuple[Cell, ...]:
     return tuple(Cell(name, label, part) for name, label, part in rows)
 
 
-TABLES = (
+_S4M = (
     Table(
         "3",
         "Structural distillation: the teacher without and with it",
@@ -138,16 +152,111 @@ TABLES = (
     ),
 )
 
+BURN_IN, BURN_IN_RELA = Part("teacher/refer_scenes_lavt"), Part("teacher/refer_scenes_rela")
+_MUTUAL = Part("student/refer_scenes_none")
+_LONGER = Part("student/refer_scenes_none", ("model.settings.unlabelled_weight=0",))
+# Nothing overlaps by more than all of it: every pseudo-label stays the teacher's, with weights.
+_PWA_ALONE = Part("student/refer_scenes_iom", ("model.refiner.iou_threshold=1.0",))
+_UNVARIED = ("model.jitter.probability=0", "train_dataloader.dataset.unlabelled.dataset.pipeline.2.probability=0")
+
+
+def _matched(name: str, *options: str) -> Part:
+    return Part(f"student/refer_scenes_{name}", options)
+
+
+def _sentences(name: str, title: str, *rows: tuple[str, str, Part | None]) -> Table:
+    cells = tuple(Cell(cell, label, BURN_IN, student) for cell, label, student in rows)
+    return Table(f"semires-{name}", title, cells, IOU, "semires")
+
+
+_SEMIRES = (
+    _sentences(
+        "1",
+        "Labels alone, mutual learning, and SemiRES; students and the second row have the same schedule",
+        ("supervised", "labels only (burn-in)", None),
+        ("longer", "labels only, as many steps more", _LONGER),
+        ("baseline", "mutual learning, no SAM", _MUTUAL),
+        ("semires", "SemiRES (CPI-U)", _matched("cpi_u")),
+    ),
+    _sentences(
+        "2",
+        "How the library is matched",
+        *((name, name.upper().replace("_", "-"), _matched(name)) for name in ("iom", "cpi_o", "cpi_u", "cpi")),
+    ),
+    _sentences(
+        "3",
+        "Thresholds of matching",
+        *(
+            (f"{name}_{round(10 * at)}", f"{name.upper().replace('_', '-')}, {at}", _matched(name, *options))
+            for name, keys in (
+                ("iom", ("iou_threshold",)),
+                ("cpi", ("under_threshold", "over_threshold")),
+                ("cpi_u", ("under_threshold",)),
+            )
+            for at in (0.7, 0.6, 0.5)
+            for options in [tuple(f"model.refiner.{key}={at}" for key in keys)]
+        ),
+    ),
+    _sentences(
+        "4",
+        "What is done about unsure pseudo-labels, without SAM",
+        ("nothing", "all are learnt", _MUTUAL),
+        ("filter", "the least sure 5 % are dropped", Part(_MUTUAL.config, ("model.settings.drop_share=0.05",))),
+        ("pwa", "pixels are weighted (PWA)", _PWA_ALONE),
+    ),
+    _sentences(
+        "5",
+        "Parts of SemiRES: what each adds",
+        ("unvaried", "mutual learning, one view for both", Part(_MUTUAL.config, _UNVARIED)),
+        ("baseline", "+ weak and strong views", _MUTUAL),
+        ("pwa", "+ PWA", _PWA_ALONE),
+        ("refine", "+ CPI-U, no PWA", _matched("cpi_u", "model.refiner.pixel_weights=off")),
+        ("semires", "+ CPI-U and PWA (SemiRES)", _matched("cpi_u")),
+    ),
+    Table(
+        "semires-7",
+        "The same with ReLA",
+        (
+            Cell("supervised", "labels only (burn-in)", BURN_IN_RELA),
+            Cell(
+                "baseline", "mutual learning, no SAM", BURN_IN_RELA, _matched("rela_cpi_u", "model.refiner.name=none")
+            ),
+            Cell("semires", "SemiRES (CPI-U)", BURN_IN_RELA, _matched("rela_cpi_u")),
+        ),
+        IOU,
+        "semires",
+    ),
+    Table(
+        "semires-F6",
+        "What matching does to the burn-in's masks (Figure 6)",
+        tuple(
+            Cell(name, name.upper().replace("_", "-"), BURN_IN, labels=_matched(name))
+            for name in ("iom", "cpi_o", "cpi_u", "cpi")
+        ),
+        ("share_positive", "share_negative", "share_equal", "share_uncorrected", "mean_iou_before", "mean_iou_after"),
+        "semires",
+    ),
+    _sentences(
+        "own",
+        "What this project adds to the views: flips with the words for sides exchanged, hues that the words name kept",
+        ("semires", "SemiRES (CPI-U)", _matched("cpi_u")),
+        ("flip", "+ flips", _matched("cpi_u", "flip=0.5")),
+        ("colours", "+ named colours kept", _matched("cpi_u", "model.jitter.keep_named_colours=True")),
+        ("both", "+ both", _matched("cpi_u", "flip=0.5", "model.jitter.keep_named_colours=True")),
+    ),
+)
+TABLES = (*_S4M, *_SEMIRES)
+
 
 def find_table(name: str) -> Table:
-    """The table of that name, in capitals or not, with or without the dot.
+    """The table of that name, in capitals or not, with or without dot and dash.
 
     Raises:
         InputError: there is none.
     """
 
     def plain(text: str) -> str:
-        return text.lower().replace(".", "")
+        return text.lower().replace(".", "").replace("-", "")
 
     for table in TABLES:
         if plain(table.name) == plain(name):

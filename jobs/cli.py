@@ -300,7 +300,9 @@ def demo(
 
 @_command("ablate")
 def ablate(
-    table: Annotated[str, typer.Argument(metavar="TABLE", help="3 | 4 | 5 | 6 | A.1 | A.2")],
+    table: Annotated[
+        str, typer.Argument(metavar="TABLE", help="3 | 4 | 5 | 6 | A.1 | A.2 | semires-1 ... (see below)")
+    ],
     seeds: Annotated[int, typer.Option(min=1, help="How many; of the labelled draw and of the training.")] = 3,
     work_dir: Annotated[
         Path | None, typer.Option(help="Where to write, seen by all workers [default: work_dirs/ablation_BUDGET].")
@@ -310,17 +312,20 @@ def ablate(
         Literal["tiny", "short", "full"], typer.Option(help="A few steps; the demo's; those of demo --long.")
     ] = "short",
     percent: Annotated[
-        float | None, typer.Option(help="Of the scenes that are labelled [default: 10; 34 with --budget tiny].")
+        float | None, typer.Option(help="Of the scenes that are labelled [default: 10; SemiRES 1; 34 if tiny].")
     ] = None,
     at_once: Annotated[
         int | None, typer.Option(min=1, help="Tasks beside each other on this machine [default: its cores, at most 8].")
     ] = None,
     dry_run: opt.DryRun = False,
 ) -> None:
-    """The cells of one of S4M's tables on the embedded scenes, as mean and deviation over seeds.
+    """The cells of one of the papers' tables on the embedded scenes, as mean and deviation over seeds.
 
-    3: structural distillation off and on. 4: distilled features and loss. 5: distilled stage. 6: the parts of S4M one
-    by one. A.1: class accuracy and quality of pseudo-labels. A.2: kinds of prompts.
+    S4M: 3: structural distillation off and on. 4: distilled features and loss. 5: distilled stage. 6: the parts of S4M
+    one by one. A.1: class accuracy and quality of pseudo-labels. A.2: kinds of prompts.
+
+    SemiRES: semires-1: labels alone, mutual learning, SemiRES. -2: matchers. -3: thresholds. -4: unsure pseudo-labels.
+    -5: parts. -7: ReLA. semires-F6: corrections (Figure 6). semires-own: this project's own views.
 
     Cells of a table have equal budgets; the last checkpoint is evaluated; a teacher that several cells need is
     trained once. Each cell and seed ends in a file below WORK_DIR/results, the table in WORK_DIR/s4m_*.json. Run it

@@ -62,7 +62,9 @@ def test_tables_are_sound(table):
 def test_cells_of_a_table_have_one_budget(table, tmp_path):
     study = study_of(tmp_path, table=table)
     jobs = Planner(study).jobs()
-    assert len({tuple(step.stage for step in job.steps) for job in jobs}) == 1
+    # A row that has fewer steps says so.
+    compared = [job for job in jobs if "burn-in" not in job.cell.label]
+    assert len({tuple(step.stage for step in job.steps) for job in compared}) == 1
     for stage in ("teacher", "student"):
         words = [" ".join(step.task.words) for job in jobs for step in job.steps if step.stage == stage]
         for option in ("max_iters", "seed", "data_root", "split_file", "burn_in", "checkpoint_interval"):
@@ -252,5 +254,8 @@ def test_the_table_is_the_mean_and_the_sample_deviation_over_seeds():
 
 
 def test_budgets_grow_and_the_configs_are_those_of_the_project():
-    assert [BUDGETS[name].student_steps for name in ("tiny", "short", "full")] == [3, 380, 1500]
+    steps = {
+        paper: [budgets[name].student_steps for name in ("tiny", "short", "full")] for paper, budgets in BUDGETS.items()
+    }
+    assert steps == {"s4m": [3, 380, 1500], "semires": [3, 400, 1600]}
     assert CONFIGS == ROOT / "configs"

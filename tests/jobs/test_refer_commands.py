@@ -145,7 +145,7 @@ def test_pseudo_labels_answer_every_unlabelled_sentence_once(root, data, train, 
 
 def test_another_sentence_is_another_run(root, data, library, teacher, labels):
     options = [*data, f"store={library}", "side=64", "device=cpu", "pseudo_label.part=labelled"]
-    with pytest.raises(StoreMismatchError, match="settings.questions"):
+    with pytest.raises(StoreMismatchError, match=r"settings\.questions"):
         pseudo_label.run(STUDENT, teacher / "iter_2.pth", cfg_options=options, work_dir=labels)
 
 

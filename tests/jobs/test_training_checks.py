@@ -120,7 +120,7 @@ def test_an_override_that_the_file_has_already_used_is_refused():
 
 
 def test_an_override_of_what_the_file_has_copied_is_refused():
-    with pytest.raises(ConfigError, match="`labelled_stream.dataset.part` has no effect") as caught:
+    with pytest.raises(ConfigError, match=r"`labelled_stream\.dataset\.part` has no effect") as caught:
         read("student/scenes_points", "labelled_stream.dataset.part=all")
     assert "train_dataloader" in str(caught.value)
     read("student/scenes_points", "train_dataloader.dataset.labelled.dataset.part=all")
