@@ -13,6 +13,7 @@ from pipeline.errors import CheckpointError, ConfigError
 from pipeline.models.referring import bert_files
 from pipeline.models.referring.bert_files import TINY_SIZES, TINY_VOCABULARY, open_bert
 from pipeline.models.referring.text_encoder import TextEncoder
+from pipeline.sam.checkpoints import verify_sha256
 from pipeline.scenes.cache import FAMILY_GROUPS
 from pipeline.scenes.expressions import SceneObject, candidates
 from pipeline.scenes.render import COLOURS
@@ -71,6 +72,11 @@ def test_every_word_of_the_grammar_is_one_piece(encoder):
     pieces = encoder.tokenizer(sorted(words), add_special_tokens=False)["input_ids"]
     assert [word for word, ids in zip(sorted(words), pieces, strict=True) if len(ids) != 1] == []
     assert encoder.tokenizer.unk_token_id not in {index for ids in pieces for index in ids}
+
+
+def test_the_vocabulary_is_the_one_that_shipped_weights_were_trained_with():
+    """A word more or less would move the meaning of all after it; new words go to the end, with new weights."""
+    assert verify_sha256(TINY_VOCABULARY, None).startswith("1cb557942411c5be")
 
 
 def test_features_do_not_depend_on_the_batch(encoder):
@@ -230,7 +236,7 @@ def test_files_of_the_hub_are_of_one_revision_and_checked(folder, monkeypatch):
     published = bert_files.HUB_BERTS["bert-base-uncased"]
     assert {(repository, revision) for repository, _, revision in asked} == {(published.repository, published.revision)}
     ours = bert_files.HubBert(
-        published.repository, published.revision, bert_files.verify_sha256(folder[0] / "model.safetensors", None)
+        published.repository, published.revision, verify_sha256(folder[0] / "model.safetensors", None)
     )
     monkeypatch.setattr(bert_files, "HUB_BERTS", {"bert-base-uncased": ours})
     assert open_bert("bert-base-uncased").model.config.vocab_size == 200
