@@ -56,7 +56,7 @@ def page(titles: Sequence[str], rows: Sequence[Sequence[Panel]], note: str) -> P
 def save(picture: Pixels, path: Path, *, colours: int = 256) -> None:
     """Write a PNG with a palette: textures of scenes would take three times as much without."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    small = Image.fromarray(picture).quantize(colours, dither=Image.Dither.NONE)
+    small = Image.fromarray(picture).quantize(colours, kmeans=3, dither=Image.Dither.NONE)
     small.save(path, optimize=True)
 
 
