@@ -43,8 +43,8 @@ def build_model(network: str, seed: int) -> Any:
     return model
 
 
-def main() -> None:
-    """Parse the command line, train and write the weights."""
+def parse_arguments() -> argparse.Namespace:
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("network", choices=("lavt", "rela"))
     parser.add_argument("--out", type=Path, required=True, help="folder for the weights and the log")
@@ -58,16 +58,23 @@ def main() -> None:
     parser.add_argument("--report-every", type=int, default=100)
     parser.add_argument("--measure-every", type=int, default=1000, help="a multiple of --report-every")
     parser.add_argument("--threads", type=int, default=1)
-    args = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Train and write the weights."""
+    args = parse_arguments()
     torch.set_num_threads(args.threads)
     args.out.mkdir(parents=True, exist_ok=True)
     name = f"refer_{args.network}_base"
     partial = args.out / f"{name}.partial.pt"
 
     model = build_model(args.network, args.seed)
+    small = draw_refer_scenes(args.scenes, seed=SMALL_SEED, style=SMALL)
+    full = draw_refer_scenes(args.scenes, seed=TRAIN_SEED)
     stages = [
-        ReferStage(draw_refer_scenes(args.scenes, seed=SMALL_SEED, style=SMALL), args.small_steps, 2 * args.images),
-        ReferStage(draw_refer_scenes(args.scenes, seed=TRAIN_SEED), args.full_steps, args.images),
+        ReferStage(small, args.small_steps, 2 * args.images, group_share=0.6),
+        ReferStage(full, args.full_steps, args.images, group_share=0.2),
     ]
     held_out = draw_refer_scenes(args.held_out, seed=HELD_OUT_SEED)
     settings = ReferBaseSettings(rate=args.rate, seed=args.seed)

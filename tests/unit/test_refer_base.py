@@ -13,6 +13,7 @@ from pipeline.models.referring.base_scenes import (
     COLOUR_NAMES,
     FAMILY_NAMES,
     ReferScenes,
+    draw_group,
     draw_one,
     draw_refer_batch,
     seat_class_words,
@@ -76,6 +77,47 @@ def test_every_sentence_is_true_of_what_its_image_shows(scenes):
         meant = {c.target for c in candidates(objects_in(owner, names)) if c.sentence == sentence}
         assert len(meant) == 1
         assert torch.equal(batch.masks[index], batch.owners[index] == meant.pop() + 1)
+
+
+def test_a_group_is_everything_that_its_words_name():
+    def thing(colour, family):
+        return SceneObject(family, colour, 0.5, 0.5, 100)
+
+    objects = [thing("red", "gear"), thing("red", "arrow"), thing("blue", "gear"), thing("red", "gear")]
+    groups = {
+        sentence: members for members, sentence in (draw_group(objects, np.random.default_rng(i)) for i in range(99))
+    }
+    assert groups == {
+        "the gear": [0, 2, 3],
+        "the arrow": [1],
+        "the red shape": [0, 1, 3],
+        "the blue shape": [2],
+        "the red gear": [0, 3],
+        "the red arrow": [1],
+        "the blue gear": [2],
+    }
+
+
+def test_groups_are_masks_of_all_their_objects(scenes):
+    batch = draw_refer_batch(scenes, np.random.default_rng(2), 16, group_share=1.0)
+    for index, sentence in enumerate(batch.sentences):
+        words, owner = set(sentence.split()), batch.owners[index]
+        count = int(owner.max())
+        meant = [
+            number + 1
+            for number in range(count)
+            if {FAMILY_NAMES[int(batch.families[index, number])], "shape"} & words
+            and ({COLOUR_NAMES[int(batch.colours[index, number])]} & words or not words & set(COLOUR_NAMES))
+        ]
+        assert torch.equal(batch.masks[index], torch.isin(owner, torch.tensor(meant)))
+
+
+def test_two_sentences_speak_of_each_view(scenes):
+    batch = draw_refer_batch(scenes, np.random.default_rng(2), 7)
+    assert len(batch.images) == 7
+    assert all(torch.equal(batch.images[i], batch.images[i + 1]) for i in (0, 2, 4))
+    assert not torch.equal(batch.images[1], batch.images[2])
+    assert any(not torch.equal(batch.masks[i], batch.masks[i + 1]) for i in (0, 2, 4))
 
 
 def test_class_words_of_the_benchmark_never_occur(scenes):

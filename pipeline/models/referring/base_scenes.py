@@ -19,7 +19,7 @@ from torch import Tensor
 
 from pipeline.models.referring.text_encoder import TextEncoder
 from pipeline.scenes.cache import draw_by_index
-from pipeline.scenes.expressions import SceneObject, candidates, scene_objects
+from pipeline.scenes.expressions import ANYTHING, SceneObject, candidates, scene_objects
 from pipeline.scenes.render import COLOURS, SceneStyle
 from pipeline.scenes.shapes import START_FAMILIES
 
@@ -48,7 +48,7 @@ class ReferBatch:
     """[B, 3, H, W] float32, 0 to 255."""
     sentences: list[str]
     masks: Tensor
-    """[B, H, W] bool, the object meant."""
+    """[B, H, W] bool, the object meant, or the group."""
     owners: Tensor
     """[B, H, W] int64: 0 is ground, k is object k - 1."""
     families: Tensor
@@ -88,8 +88,17 @@ def draw_one(index: int, *, style: SceneStyle, seed: int) -> DrawnScene:
     return scene.image, owner, scene_objects(scene)
 
 
-def draw_refer_batch(scenes: ReferScenes, rng: np.random.Generator, size: int) -> ReferBatch:
-    """Draw scene, turn, brightness, object, rule of the grammar and sentence, one after the other."""
+def draw_refer_batch(
+    scenes: ReferScenes, rng: np.random.Generator, size: int, *, group_share: float = 0.0
+) -> ReferBatch:
+    """Draw scene, turn and brightness, then two sentences about what is seen: one image, two masks.
+
+    Args:
+        scenes: Drawn from.
+        rng: Decides everything.
+        size: Images of the batch; of an odd number the last has one sentence.
+        group_share: How many of the sentences name a group, see :func:`draw_group`; the others are the grammar's.
+    """
     images: list[Tensor] = []
     sentences: list[str] = []
     masks: list[Tensor] = []
@@ -99,25 +108,26 @@ def draw_refer_batch(scenes: ReferScenes, rng: np.random.Generator, size: int) -
         index = int(rng.integers(len(scenes.images)))
         turns, mirrored = int(rng.integers(4)), bool(rng.random() < 0.5)
         objects = [turned(thing, turns, mirrored) for thing in scenes.objects[index]]
-        said = draw_sentence(objects, rng)
-        if said is None:
-            continue
-        target, sentence = said
         image, owner = np.rot90(scenes.images[index], turns), np.rot90(scenes.owners[index], turns)
         image, owner = (image[:, ::-1], owner[:, ::-1]) if mirrored else (image, owner)
         bright = np.clip(image * rng.uniform(0.8, 1.2), 0, 255).astype(np.float32)
-        images.append(torch.from_numpy(np.ascontiguousarray(bright.transpose(2, 0, 1))))
-        owners.append(torch.from_numpy(owner.astype(np.int64)))
-        masks.append(owners[-1] == target + 1)
-        sentences.append(sentence)
-        things.append(objects)
+        for _ in range(min(2, size - len(images))):
+            said = draw_group(objects, rng) if rng.random() < group_share else draw_sentence(objects, rng)
+            if said is None:
+                break
+            targets, sentence = said
+            images.append(torch.from_numpy(np.ascontiguousarray(bright.transpose(2, 0, 1))))
+            owners.append(torch.from_numpy(owner.astype(np.int64)))
+            masks.append(torch.from_numpy(np.isin(owner, [target + 1 for target in targets])))
+            sentences.append(sentence)
+            things.append(objects)
     most = max(len(objects) for objects in things)
     families = _table([[FAMILY_NAMES.index(thing.family) for thing in objects] for objects in things], most)
     colours = _table([[COLOUR_NAMES.index(thing.colour) for thing in objects] for objects in things], most)
     return ReferBatch(torch.stack(images), sentences, torch.stack(masks), torch.stack(owners), families, colours)
 
 
-def draw_sentence(objects: Sequence[SceneObject], rng: np.random.Generator) -> tuple[int, str] | None:
+def draw_sentence(objects: Sequence[SceneObject], rng: np.random.Generator) -> tuple[list[int], str] | None:
     """An object, a rule that tells it apart, a sentence of that rule; None where the scene has none of them."""
     by_object: dict[int, dict[str, list[str]]] = {}
     for candidate in candidates(objects):
@@ -127,7 +137,23 @@ def draw_sentence(objects: Sequence[SceneObject], rng: np.random.Generator) -> t
     target = sorted(by_object)[int(rng.integers(len(by_object)))]
     kinds = by_object[target]
     sentences = kinds[sorted(kinds)[int(rng.integers(len(kinds)))]]
-    return target, sentences[int(rng.integers(len(sentences)))]
+    return [target], sentences[int(rng.integers(len(sentences)))]
+
+
+def draw_group(objects: Sequence[SceneObject], rng: np.random.Generator) -> tuple[list[int], str]:
+    """All objects of a family, a colour or both, and what they are called: what words mean, without relations.
+
+    The grammar says a noun alone only where one object is meant, so this contradicts none of its sentences.
+    """
+    thing = objects[int(rng.integers(len(objects)))]
+    by_family, by_colour = ((True, False), (False, True), (True, True))[int(rng.integers(3))]
+    members = [
+        index
+        for index, other in enumerate(objects)
+        if (not by_family or other.family == thing.family) and (not by_colour or other.colour == thing.colour)
+    ]
+    words = [*([thing.colour] if by_colour else []), thing.family if by_family else ANYTHING]
+    return members, f"the {' '.join(words)}"
 
 
 def turned(thing: SceneObject, quarter_turns: int, mirrored: bool) -> SceneObject:

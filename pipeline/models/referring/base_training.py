@@ -43,6 +43,8 @@ class ReferStage:
     steps: int
     images: int
     """Per step."""
+    group_share: float = 0.0
+    """Of the sentences; they teach words faster than relations do."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +111,8 @@ class ReferBaseTrainer:
         """One step, a function of the seed, its number and the weights; returns losses by name."""
         settings, stage = self.settings, self.stage
         torch.manual_seed(int(np.random.SeedSequence([settings.seed, self.step]).generate_state(1)[0]))
-        batch = draw_refer_batch(stage.scenes, np.random.default_rng([settings.seed, self.step]), stage.images)
+        rng = np.random.default_rng([settings.seed, self.step])
+        batch = draw_refer_batch(stage.scenes, rng, stage.images, group_share=stage.group_share)
         losses = self.losses(batch)
         total = torch.stack(list(losses.values())).sum()
         self.optimizer.step(total, learning_rate(self.step, self.num_steps, settings.rate))
@@ -174,7 +177,7 @@ class ReferBaseTrainer:
 
     def _described(self) -> dict[str, Any]:
         """What a resumed training must share with this one."""
-        stages = [(len(stage.scenes.images), stage.steps, stage.images) for stage in self.stages]
+        stages = [[len(s.scenes.images), s.steps, s.images, s.group_share] for s in self.stages]
         return asdict(self.settings) | {"stages": stages}
 
     @torch.no_grad()
