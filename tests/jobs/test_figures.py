@@ -75,6 +75,7 @@ def test_the_point_is_the_deepest_and_its_map_is_summed_up():
 
 
 def test_the_command_draws_all_three(demo, tmp_path, monkeypatch):
+    monkeypatch.setattr(figures, "SIDE", 64)
     monkeypatch.setattr(sys, "argv", ["figures", str(demo.root), str(tmp_path / "out"), "--also", str(demo.root)])
     figures.main()
     sizes = {path.name: Image.open(path).size for path in sorted((tmp_path / "out").iterdir())}

@@ -93,7 +93,10 @@ def test_a_demos_config_reads_the_demo(demo):
     assert (teacher.teacher_checkpoint, teacher.seed) == (None, 3)
 
 
-def test_the_bench_takes_steps_that_begin_alike(demo):
+def test_the_bench_takes_steps_that_begin_alike(demo, monkeypatch):
+    further = small("labelled.", "unlabelled.")
+    read = bench_steps.read_training_config
+    monkeypatch.setattr(bench_steps, "read_training_config", lambda path, options: read(path, [*options, *further]))
     case = bench_steps.step_case(demo.root, demo.scenes, refiner="points", backend=build_backend("scenes-nano"), sam="")
     ours, online = case.ours(), case.other()
     case.check(ours, online)
