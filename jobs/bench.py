@@ -17,7 +17,15 @@ from typing import Any
 
 import torch
 
-from jobs import bench_generators, bench_matching, bench_ray, bench_steps, bench_stores, bench_targets
+from jobs import (
+    bench_generators,
+    bench_matching,
+    bench_mutual_learning,
+    bench_ray,
+    bench_steps,
+    bench_stores,
+    bench_targets,
+)
 from jobs.bench_cases import Case, Timing
 from jobs.training import provenance
 from pipeline.errors import ConfigError, EnvironmentProblemError
@@ -29,6 +37,7 @@ BENCHES: dict[str, Callable[[Path], Iterable[Case]]] = {
     **bench_generators.BENCHES,
     **bench_targets.BENCHES,
     **bench_steps.BENCHES,
+    **bench_mutual_learning.BENCHES,
     "ray_overhead": bench_ray.ray_overhead,
     "match_1x200_1080p": bench_matching.match_1x200_1080p,
     "library_read": bench_matching.library_read,
