@@ -5,6 +5,7 @@ loop over runs, stretches them to the square of the network, widens them to 64 b
 other. That is rebuilt here from its description; both ways must give the same pseudo-labels.
 """
 
+import pipeline.models.mmcv_ops  # noqa: F401  isort: skip  (must come before mmdet)
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
