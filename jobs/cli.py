@@ -220,7 +220,7 @@ def correction_stats(
 
     Every mask is positive (its IoU with the ground truth rises), negative, equal, or uncorrected (nothing matched).
     """
-    _run("correction_statistics", {**locals(), "strategies": strategies or []})
+    _run("correction_stats", {**locals(), "strategies": strategies or []})
 
 
 @_command("predict")

@@ -9,7 +9,7 @@ import pytest
 from data_schemas.manifest import SCHEMA_VERSIONS, ImageKey, StoreIdentity
 from data_schemas.proposals import Proposal
 from data_schemas.pseudo_labels import PseudoLabel
-from jobs.correction_statistics import parse_strategies, run
+from jobs.correction_stats import parse_strategies, run
 from pipeline.data.coco import load_coco
 from pipeline.errors import AnnotationError, ConfigError, InputError
 from pipeline.masks import rle

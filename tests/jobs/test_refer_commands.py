@@ -9,7 +9,7 @@ import torch
 
 from data_schemas.manifest import SCHEMA_VERSIONS, ImageKey, StoreIdentity
 from data_schemas.proposals import Proposal
-from jobs import correction_statistics, evaluate, predict, pseudo_label, split, train_student, train_teacher
+from jobs import correction_stats, evaluate, predict, pseudo_label, split, train_student, train_teacher
 from jobs.refer_results import read_answers
 from pipeline.data.coco import load_coco
 from pipeline.data.referring.sets import load_refer_set
@@ -175,7 +175,7 @@ def test_answers_from_a_file_are_evaluated_as_a_network_s(root, data, teacher, l
 
 def test_corrections_of_a_run_are_those_that_it_counted(root, labels, library):
     scenes = root / "scenes"
-    report = correction_statistics.run(
+    report = correction_stats.run(
         labels / "network.json",
         store=str(library),
         annotations=scenes / "annotations/train.json",
