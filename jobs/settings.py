@@ -74,7 +74,7 @@ class PrecomputeSettings:
     similarity: SimilaritySettings = field(default_factory=SimilaritySettings)
     proposals: GeneratorSettings = field(default_factory=GeneratorSettings)
     images_per_shard: int = 64
-    """Images that are computed and published together; a kill loses at most these, for each worker."""
+    """Images that are computed and published together; a kill loses at most these and those being written, a worker."""
     images_per_batch: int = 1
     """Images that go through SAM's encoder together; memory and speed only."""
     max_broken_share: float = 0.01

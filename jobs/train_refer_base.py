@@ -51,9 +51,10 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--scenes", type=int, default=6000)
     parser.add_argument("--held-out", type=int, default=60, help="scenes that are only measured on")
-    parser.add_argument("--small-steps", type=int, default=8000, help="steps of stage 1, on small scenes")
-    parser.add_argument("--full-steps", type=int, default=8000, help="steps of stage 2")
-    parser.add_argument("--images", type=int, default=8, help="images a step of stage 2; stage 1 has twice as many")
+    parser.add_argument("--word-steps", type=int, default=2000, help="steps of stage 1: small scenes, mostly groups")
+    parser.add_argument("--small-steps", type=int, default=6000, help="steps of stage 2: small scenes")
+    parser.add_argument("--full-steps", type=int, default=6000, help="steps of stage 3: scenes of the benchmark's size")
+    parser.add_argument("--images", type=int, default=8, help="images a step of stage 3; twice as many before")
     parser.add_argument("--rate", type=float, default=1e-3, help="peak learning rate")
     parser.add_argument("--report-every", type=int, default=100)
     parser.add_argument("--measure-every", type=int, default=1000, help="a multiple of --report-every")
@@ -73,8 +74,9 @@ def main() -> None:
     small = draw_refer_scenes(args.scenes, seed=SMALL_SEED, style=SMALL)
     full = draw_refer_scenes(args.scenes, seed=TRAIN_SEED)
     stages = [
-        ReferStage(small, args.small_steps, 2 * args.images, group_share=0.6),
-        ReferStage(full, args.full_steps, args.images, group_share=0.2),
+        ReferStage(small, args.word_steps, 2 * args.images, group_share=0.6),
+        ReferStage(small, args.small_steps, 2 * args.images, group_share=0.1),
+        ReferStage(full, args.full_steps, args.images, group_share=0.1),
     ]
     held_out = draw_refer_scenes(args.held_out, seed=HELD_OUT_SEED)
     settings = ReferBaseSettings(rate=args.rate, seed=args.seed)

@@ -12,7 +12,7 @@ from pipeline.models.weights import load_network, read_weights
 @pytest.mark.slow
 @pytest.mark.parametrize("network", ["lavt", "rela"])
 def test_the_job_writes_weights_that_the_scenes_network_loads(tmp_path, monkeypatch, capsys, network):
-    sizes = {"scenes": 4, "held-out": 2, "small-steps": 1, "full-steps": 1, "images": 2}
+    sizes = {"scenes": 4, "held-out": 2, "word-steps": 0, "small-steps": 1, "full-steps": 1, "images": 2}
     sizes |= {"report-every": 1, "measure-every": 2}
     options = [text for name, value in sizes.items() for text in (f"--{name}", str(value))]
     monkeypatch.setattr("sys.argv", ["train_refer_base", network, "--out", str(tmp_path), *options])
