@@ -11,6 +11,10 @@ with read_base():
     from .._base_.rela_swin_b import model as rela
     from .refcoco_cpi_u import *
 
+    from .._base_.rela_optim import *  # isort: skip  (it takes the place of LAVT's)
+
 rela.pop("data_preprocessor")
 model.segmentor = rela
 teacher_checkpoint = "work_dirs/teacher_refcoco_rela"
+learning_rate = 1e-5
+"""GRES's."""

@@ -11,6 +11,8 @@ with read_base():
     from .._base_.rela_scenes import model as rela
     from .refer_scenes_cpi_u import *
 
+    from .._base_.rela_optim import *  # isort: skip  (it takes the place of LAVT's)
+
 rela.pop("data_preprocessor")
 model.segmentor = rela
 teacher_checkpoint = "work_dirs/teacher_refer_scenes_rela"

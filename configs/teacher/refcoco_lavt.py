@@ -8,11 +8,10 @@ Claim (paper, val of RefCOCO at 1 %): 32.3 oIoU. Cost: 40 passes over the labell
 """
 
 from mmengine.config import read_base
-from mmengine.optim import AmpOptimWrapper, OptimWrapper, PolyLR  # noqa: F401  (Amp: --cfg-options)
 from mmengine.runner import TestLoop, ValLoop  # noqa: F401
-from torch.optim import AdamW
 
 with read_base():
+    from .._base_.lavt_optim import *
     from .._base_.lavt_swin_b import *
     from .._base_.refcoco_data import *
     from .._base_.runtime import *
@@ -27,8 +26,6 @@ init_checkpoint = None
 """The whole network; Swin and BERT have their own starts, ``swin_checkpoint`` and ``bert``."""
 teacher_checkpoint = None
 panel_interval = 0
-find_unused_parameters = True
-"""The last gate feeds nothing."""
 
 train_dataloader = dict(
     batch_size="{batch_size}",
@@ -39,17 +36,3 @@ train_dataloader = dict(
 )
 train_cfg = dict(type=StreamLoop, max_iters="{max_iters}", val_interval="{max_iters}")
 val_cfg = dict(type=ValLoop)
-optim_wrapper = dict(
-    type=OptimWrapper,
-    optimizer=dict(type=AdamW, lr="{learning_rate}", weight_decay=0.01),
-    paramwise_cfg=dict(
-        custom_keys={
-            "backbone.norm": dict(decay_mult=0.0),
-            ".norm1": dict(decay_mult=0.0),
-            ".norm2": dict(decay_mult=0.0),
-            ".norm.": dict(decay_mult=0.0),
-            "relative_position_bias_table": dict(decay_mult=0.0),
-        }
-    ),
-)
-param_scheduler = dict(type=PolyLR, power=0.9, eta_min=0.0, begin=0, end="{max_iters}", by_epoch=False)

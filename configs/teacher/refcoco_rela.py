@@ -11,4 +11,8 @@ from mmengine.config import read_base
 with read_base():
     from .refcoco_lavt import *
 
-    from .._base_.rela_swin_b import *  # isort: skip  (its model takes the place of LAVT's)
+    from .._base_.rela_optim import *  # isort: skip  (they take the place of LAVT's)
+    from .._base_.rela_swin_b import *  # isort: skip
+
+learning_rate = 1e-5
+"""GRES's."""

@@ -7,11 +7,10 @@ one core. It starts from ``refer-lavt-base``, which was trained on other shapes.
 """
 
 from mmengine.config import read_base
-from mmengine.optim import AmpOptimWrapper, OptimWrapper, PolyLR  # noqa: F401  (Amp: --cfg-options on GPUs)
 from mmengine.runner import TestLoop, ValLoop  # noqa: F401
-from torch.optim import AdamW
 
 with read_base():
+    from .._base_.lavt_optim import *
     from .._base_.lavt_scenes import *
     from .._base_.refer_scenes_data import *
     from .._base_.runtime import *
@@ -36,11 +35,3 @@ train_dataloader = dict(
 )
 train_cfg = dict(type=StreamLoop, max_iters="{max_iters}", val_interval="{max_iters}")
 val_cfg = dict(type=ValLoop)
-optim_wrapper = dict(
-    type=OptimWrapper,
-    optimizer=dict(type=AdamW, lr="{learning_rate}", weight_decay=0.01),
-    paramwise_cfg=dict(
-        custom_keys={"norm": dict(decay_mult=0.0), "relative_position_bias_table": dict(decay_mult=0.0)}
-    ),
-)
-param_scheduler = dict(type=PolyLR, power=0.9, eta_min=0.0, begin=0, end="{max_iters}", by_epoch=False)

@@ -11,6 +11,7 @@ from mmengine.config import read_base
 with read_base():
     from .refer_scenes_lavt import *
 
-    from .._base_.rela_scenes import *  # isort: skip  (its model takes the place of LAVT's)
+    from .._base_.rela_optim import *  # isort: skip  (they take the place of LAVT's)
+    from .._base_.rela_scenes import *  # isort: skip
 
 init_checkpoint = "refer-rela-base"
