@@ -142,7 +142,7 @@ def prepare(
             )
     elif resume and not resolved.exists():
         raise InputError("nothing to resume", where=folder, expected=RESOLVED, fix="leave --resume out")
-    check(config, where=config_path)
+    check(config, where=config_path, is_new=overwrite or not is_begun)
     if overwrite and folder.exists():
         remove_run(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -173,20 +173,30 @@ def read_training_config(config_path: Path, cfg_options: list[str]) -> Any:
     return config
 
 
-def check(config: Any, *, where: str | Path) -> None:
-    """Refuse what cannot be trained: settings, device, first teacher, data, stores.
+def check(config: Any, *, where: str | Path, is_new: bool = True) -> None:
+    """Refuse what cannot be trained: settings, device, first teacher, starting weights, data, stores.
+
+    Args:
+        config: From :func:`read_training_config`.
+        where: For messages.
+        is_new: The run starts from its starting weights, not from a checkpoint of its own.
 
     Raises:
         PipelineError: the first that does not fit.
     """
     quieten()
     import pipeline.models.mmcv_ops  # noqa: F401  (before mmdet, which the config's classes import)
+    from jobs.refer_checks import refuse_missing_weights
     from jobs.training_checks import check_inputs, check_settings
 
     check_settings(config, where=where)
     refuse_missing_device(config)
     if has_teacher(config):
         teacher_start(config.get("teacher_checkpoint"))
+    if is_new:
+        if config.get("init_checkpoint"):
+            newest_of(config.init_checkpoint, setting="init_checkpoint")
+        refuse_missing_weights(config)
     check_inputs(config)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from data_schemas.manifest import StoreIdentity
 from jobs.config_files import as_text
 from jobs.distillation_checks import DRAWN, FROM_STORE, check_distillation
+from jobs.refer_checks import check_sentence_settings, check_sentences
 from jobs.settings import hydrate, known_keys
 from jobs.store_checks import image_keys, refuse_other_images
 from pipeline.data.arp import ArpSettings
@@ -136,6 +137,7 @@ def check_settings(config: Any, *, where: str | Path) -> None:
         (name, each) for each in _dicts(config.train_dataloader) for name in (FROM_STORE, DRAWN) if _is(each, name)
     ]
     check_distillation(config.model, named, where=where)
+    check_sentence_settings(config, _dicts(config.train_dataloader), where=where)
     for parts in (parts for network, parts in _BLOCKS.items() if network in config.model):
         refiner = dict(config.model.get("refiner") or {"name": "none"})
         refuse_unknown_settings(**{key: value for key, value in refiner.items() if key not in _REFINER[1:]})
@@ -146,7 +148,7 @@ def check_settings(config: Any, *, where: str | Path) -> None:
 
 
 def check_inputs(config: Any) -> None:
-    """Data set, classes, validation set and stores of a run, before minutes go into building it.
+    """Data sets, classes, validation set, vocabulary and stores of a run, before minutes go into building it.
 
     Raises:
         PipelineError: what is missing or does not fit together.
@@ -157,6 +159,7 @@ def check_inputs(config: Any) -> None:
     taught, settings = loaded.get(part), sets.get(part, {})
     if taught is not None and "expressions_file" not in settings:
         check_classes(config, taught, where=settings["annotation_file"])
+    check_sentences(config, [each for each in sets.values() if "expressions_file" in each])
     for transform in _dicts(config.train_dataloader):
         if _is(transform, FROM_STORE) and taught is not None:
             store = str(transform["store"])

@@ -1,0 +1,72 @@
+"""What is refused before a training on sentences starts, and before --overwrite deletes anything for it."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from jobs import train_teacher
+from jobs.refer_checks import check_sentence_settings, refuse_missing_weights
+from jobs.training import check, read_training_config
+from pipeline.errors import CheckpointError, ConfigError, InputError
+from tests.jobs import toy_networks as toys
+
+TEACHER = toys.CONFIGS / "teacher/refer_scenes_lavt.py"
+SMALL = ["init_checkpoint=None", "side=64", "device=cpu"]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    root = tmp_path_factory.mktemp("scenes")
+    toys.write_data(root / "scenes", num_train=4, num_val=1)
+    return [f"data_root={root / 'scenes'}"]
+
+
+@pytest.mark.parametrize(
+    ("option", "error", "told"),
+    [
+        ("val_split=testA", ConfigError, "unknown split"),
+        ("val_evaluator.files.annotation_file=none.json", InputError, "none.json"),
+        ("model.network.text_encoder.name=no/such/bert", ConfigError, "unknown BERT"),
+        ("model.network.text_encoder.max_tokens=2", ConfigError, "no such number of tokens"),
+        ("init_checkpoint=none.pth", CheckpointError, "no such checkpoint"),
+        ("side=100", ConfigError, "multiple of 32"),
+        ("panel_interval=5", ConfigError, "no image panels of sentences"),
+    ],
+)
+def test_a_run_is_not_deleted_for_one_that_cannot_start(data, tmp_path, option, error, told):
+    (tmp_path / "resolved_config.py").write_text("max_iters = 7\n")
+    (tmp_path / "iter_7.pth").write_bytes(b"a day's work")
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(error, match=told):
+        train_teacher.run(TEACHER, cfg_options=[*data, *SMALL, option], work_dir=tmp_path, overwrite=True)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_sentences_that_will_be_cut_are_counted_and_told(data, capsys):
+    config = read_training_config(TEACHER, [*data, *SMALL])
+    check(config, where=TEACHER)
+    assert capsys.readouterr().out == ""
+    config = read_training_config(TEACHER, [*data, *SMALL, "model.network.text_encoder.max_tokens=5"])
+    check(config, where=TEACHER)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0] for line in lines] == ["labelled", "validation"]
+    root = data[0].removeprefix("data_root=")
+    sentences = json.loads(Path(root, "expressions/val.json").read_text())
+    # A word of the scenes is a word piece or more, and two marks stand around them.
+    assert int(lines[1].split()[1]) >= sum(len(s["sentence"].split()) > 3 for s in sentences) > 0
+    assert f"of {len(sentences)} sentences have more than 5 word pieces" in lines[1]
+
+
+def test_a_backbone_s_weights_must_be_there(tmp_path):
+    published = read_training_config(toys.CONFIGS / "teacher/refcoco_lavt.py", [f"swin_checkpoint={tmp_path}/swin.pth"])
+    with pytest.raises(CheckpointError, match="pretrained weights of the backbone are not there"):
+        refuse_missing_weights(published)
+    (tmp_path / "swin.pth").write_bytes(b"")
+    refuse_missing_weights(published)
+    refuse_missing_weights(read_training_config(TEACHER, SMALL))
+
+
+def test_a_detector_has_panels_and_any_size():
+    config = read_training_config(toys.CONFIGS / "teacher/scenes_supervised.py", ["panel_interval=5"])
+    check_sentence_settings(config, [{"size": 100}], where="here")
