@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 from data_schemas.manifest import ImageKey, Kind, StorePart
 from pipeline.data.coco import CocoImage
-from pipeline.errors import StoreMismatchError
+from pipeline.errors import InputError, StoreMismatchError
 from pipeline.stores.index import StoreIndex
 
 
@@ -19,13 +19,14 @@ def refuse_other_images(uri: str, kind: Kind, images: Iterable[ImageKey]) -> Sto
     Args:
         uri: The store.
         kind: Which artefact of it.
-        images: All must be in the store, with the same name and size; it may hold more.
+        images: All must be in the store, with the same name and size; it may hold more. Their proposals must all be
+            computed: a training would end where the first one is missing.
 
     Returns:
         What the manifest says of this artefact.
 
     Raises:
-        InputError: no store, or no such artefact in it.
+        InputError: no store, no such artefact in it, or proposals that are not computed yet.
         StoreMismatchError: a store of other images.
         StoreDamagedError: its manifest, its list of images or a record is damaged.
     """
@@ -40,4 +41,15 @@ def refuse_other_images(uri: str, kind: Kind, images: Iterable[ImageKey]) -> Sto
             got=f"{stored.get(other[0].image_id) or 'no such image'}; {len(other)} of {len(asked)} images differ",
             fix="run precompute-sam on these images, and name its store",
         )
+    if kind == "proposals":
+        tried = {*index.image_ids, *index.quarantined}
+        left = [image for image in asked if image.image_id not in tried]
+        if left:
+            raise InputError(
+                "the library is not finished",
+                where=uri,
+                expected=f"proposals of {len(asked)} images",
+                got=f"{len(left)} are not computed yet, such as image {left[0].image_id}",
+                fix="run the same s4m-pipeline precompute-sam CONFIG again: it does only what is missing",
+            )
     return index.part

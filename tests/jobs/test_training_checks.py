@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_schemas.manifest import SCHEMA_VERSIONS, ImageKey, StoreIdentity
+from data_schemas.manifest import SCHEMA_VERSIONS, ImageKey, ImageOutcome, StoreIdentity
 from data_schemas.similarity import SimilarityLayout, SimilarityTargets
 from jobs.config_files import load_config
 from jobs.launch import launch, refuse_many_workers
@@ -228,6 +228,24 @@ def test_a_store_of_other_images_is_refused(scenes, tmp_path):
     for name, kind in (("teacher/scenes_structural", "similarity"), ("student/scenes_cpi_u", "proposals")):
         with pytest.raises(StoreMismatchError, match=f"{kind} of this store are not of these images"):
             inputs_of(name, scenes, f"store={store}")
+
+
+def test_a_library_that_is_not_finished_is_told_before_the_training(scenes, tmp_path):
+    coco = load_coco(scenes.annotations("train"), scenes.image_root)
+    keys = [ImageKey(i.image_id, i.file_name, i.height, i.width) for i in coco.images]
+    identity = StoreIdentity("proposals", SCHEMA_VERSIONS["proposals"], coco.fingerprint, "sam", "0" * 64)
+    store = str(tmp_path / "store")
+    with StoreWriter.create_or_open(store, identity, keys, images_per_shard=1) as writer:
+        tasks = writer.missing().tasks
+        for task in tasks[:-1]:
+            commit_proposals(task, {image.image_id: [] for image in task.plan.images})
+    last = tasks[-1].plan.images[0].image_id
+    every = "train_dataloader.dataset.unlabelled.dataset.part=all"
+    with pytest.raises(InputError, match=f"(?s)library is not finished.*1 are not computed yet, such as image {last}"):
+        inputs_of("student/scenes_cpi_u", scenes, f"store={store}", every)
+    with StoreWriter.create_or_open(store, identity, keys, images_per_shard=1) as writer:
+        commit_proposals(writer.missing().tasks[0], {}, [ImageOutcome(last, "quarantined", stage="s", reason="r")])
+    inputs_of("student/scenes_cpi_u", scenes, f"store={store}", every)
 
 
 def test_where_all_images_are_pseudo_labelled_the_library_must_hold_all(scenes, tmp_path):
