@@ -8,6 +8,7 @@ from pipeline.data.referring.sets import open_refer_files
 from pipeline.data.referring.splits import Draw, draw_refer_split
 from pipeline.data.splits import Split, draw_split, save_split, split_from_names
 from pipeline.errors import InputError
+from pipeline.evaluation.labelling_cost import cost_table, labelling_cost
 
 SPLIT, LABELLED, UNLABELLED = "split.json", "labelled.json", "unlabelled.json"
 
@@ -34,7 +35,8 @@ def run(
         names: A list of labelled images, one name a line.
         image_root: Folder of the images; the file's own by default.
         expressions: Referring expressions; then the images that their ``train`` split is in are divided, and only
-            ``split.json`` is written: what is known of an image is its sentences, not its annotations.
+            ``split.json`` is written: what is known of an image is its sentences, not its annotations. What the
+            labels cost is printed (SemiRES, appendix A).
         draw: With ``expressions``: nested | published.
 
     Raises:
@@ -46,6 +48,14 @@ def run(
     if expressions is not None:
         _split_expressions(annotations, expressions, out, image_root, (percent, seed, draw))
         return
+    if draw != "nested":
+        raise InputError(
+            "the published draw is of sentences",
+            where="--draw",
+            expected="nested, or --expressions with it",
+            got=draw,
+            fix='--expressions "refs(unc).p", or leave --draw out',
+        )
     coco = load_images(annotations, image_root or annotations.parent)
     if names is not None:
         chosen = split_from_names(coco, names)
@@ -83,6 +93,7 @@ def _split_expressions(
         f"with {taught.num_sentences} sentences of {len(source.sentences.objects)} with "
         f"{source.sentences.num_sentences} are labelled; {out}"
     )
+    print(cost_table({f"{percent:g} %": labelling_cost(source, taught), "all": labelling_cost(source)}))
 
 
 def _refuse_bad_folder(out: Path, annotations: Path) -> None:
