@@ -7,6 +7,7 @@ from typing import Any
 
 from jobs.networks import Which, class_names, file_sha256, load_network, open_config
 from jobs.plain_config import plain_config
+from jobs.refer_networks import is_referring
 from jobs.training import say
 from pipeline.errors import CheckpointError, ConfigError, InputError, PipelineError
 
@@ -44,6 +45,13 @@ def run(
     if checkpoint.suffix == ".json":
         raise CheckpointError("a results file has no network", where=checkpoint, fix="give the checkpoint itself")
     config = open_config(config_path, cfg_options)
+    if is_referring(config):
+        raise ConfigError(
+            "networks that read sentences cannot be exported: mmdet has none",
+            where=config_path,
+            expected="a config of instance segmentation",
+            fix="s4m-pipeline predict or pseudo-label asks them; the checkpoint's state_dict holds plain tensors",
+        )
     config.device = "cpu"
     ours = load_network(config, checkpoint, which=which)
     names = class_names(ours)
