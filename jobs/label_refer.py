@@ -19,16 +19,13 @@ from data_schemas.pseudo_labels import PseudoLabel
 from jobs.label_settings import LabelSettings, Source, stream_settings
 from jobs.labelling import Labeller, PseudoLabelStage, as_rows
 from jobs.refer_networks import pack_sentence, teacher_masks
-from jobs.refer_results import as_answers
+from jobs.refer_results import NETWORK, RESULTS, as_answers
 from pipeline.data.coco import subset, write_json
 from pipeline.data.referring.dataset import ReferDataset, ReferDataSettings
 from pipeline.errors import ConfigError, InputError
 from pipeline.evaluation.correction_statistics import count_corrections
 from pipeline.evaluation.refer_metrics import figures_of, score_expression
 from pipeline.masks import rle
-
-RESULTS, NETWORK = "results.json", "network.json"
-"""Answers after refinement, and before."""
 
 
 @dataclass(frozen=True)
@@ -102,6 +99,7 @@ def find_sentences(config: Config, settings: LabelSettings, *, limit: int | None
     own |= {"epoch": "expression", "sentence": "all", "truth": "hidden" if own.get("truth") == "hidden" else "none"}
     own |= {"part": settings.part or own.get("part", "all")}
     own |= {"split_file": settings.split_file or own.get("split_file")}
+    own |= {"image_root": settings.image_root or own.get("image_root")}
     dataset = ReferDataset(pipeline=[], **own)
     if limit is not None:
         dataset.coco = subset(dataset.coco, sorted(dataset.coco.by_id)[:limit])

@@ -82,6 +82,8 @@ def run(
         found = [each for each in find(model, config, pixels, names) if each.score >= min_score]
     else:
         found = find_meant(model, config, pixels, sentence)
+        if model.network.text_encoder.num_truncated:
+            print(f"the sentence is cut: the network reads {model.network.text_encoder.max_tokens} word pieces")
     _write(picture, overlay(pixels, found))
     _print(found, sentence, min_score)
     print(f"picture: {picture}")

@@ -16,7 +16,7 @@ from mmengine.config import Config
 
 from data_schemas.manifest import SCHEMA_VERSIONS, ImageKey, StoreIdentity, digest
 from jobs.config_files import as_text, write_resolved
-from jobs.label_refer import NETWORK, ReferLabeller, ReferLabelStage, as_source, find_sentences, questions_of
+from jobs.label_refer import ReferLabeller, ReferLabelStage, as_source, find_sentences, questions_of
 from jobs.label_settings import KEYS, LabelSettings, Source, find_source, load_label_settings, refiner_of
 from jobs.label_summary import RESULTS, SUMMARY, print_summary, write_outputs
 from jobs.labelling import Labeller, PseudoLabelStage
@@ -33,6 +33,7 @@ from jobs.networks import (
 from jobs.progress import Progress
 from jobs.ray_runner import LOCAL, run_sharded
 from jobs.refer_networks import is_referring
+from jobs.refer_results import NETWORK
 from jobs.stages import ShardJob, ShardReport
 from jobs.store_checks import image_keys, refuse_other_images
 from jobs.training import provenance, refuse_missing_device

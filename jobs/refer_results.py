@@ -19,6 +19,9 @@ from pipeline.data.referring.sets import ReferSet
 from pipeline.errors import AnnotationError, InputError
 from pipeline.masks import rle
 
+RESULTS, NETWORK = "results.json", "network.json"
+"""Answers after refinement, and before, in a run directory of ``pseudo-label``."""
+
 
 def as_answers(
     rows: Iterable[PseudoLabel], sentences: Mapping[int, tuple[int, str]], which: Literal["network", "refined"]

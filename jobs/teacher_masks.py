@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jobs.demo_pictures import read_labels
+from jobs.refer_results import NETWORK
 from pipeline.data.coco import CocoSet
 from pipeline.data.coco_problems import Problems
 from pipeline.data.referring.sets import ReferSet
@@ -80,7 +81,7 @@ def referred(results: Path, refer_set: ReferSet) -> Iterator[TaughtImage]:
 
     Args:
         results: JSON list of {ref_id, segmentation}, one entry for a sentence; other keys are not read. Masks without
-            a pixel count.
+            a pixel count. Of a run directory of ``pseudo-label`` its masks before refinement are taken.
         refer_set: Objects with their masks.
 
     Raises:
@@ -89,10 +90,11 @@ def referred(results: Path, refer_set: ReferSet) -> Iterator[TaughtImage]:
     """
     by_image: dict[int, list[tuple[rle.Rle, int]]] = {}
     objects = {thing.ref_id: thing for thing in refer_set.objects}
-    problems = Problems(results)
-    for place, entry in enumerate(_entries(results)):
-        where = f"result {place}"
-        thing = objects.get(entry.get("ref_id"))  # type: ignore[arg-type]
+    file = results / NETWORK if results.is_dir() else results
+    problems = Problems(file)
+    for place, entry in enumerate(_entries(file)):
+        where, ref_id = f"result {place}", entry.get("ref_id")
+        thing = objects.get(ref_id) if isinstance(ref_id, int) else None
         if thing is None:
             problems.add("unknown object", where, expected="the ref_id of an object", got=repr(entry.get("ref_id")))
             continue
