@@ -15,17 +15,28 @@ from jobs.progress import Progress
 from jobs.refer_networks import answer
 from jobs.refer_results import read_answers
 from pipeline.errors import ConfigError, InputError
+from pipeline.models.weights import EMBEDDED
+
+_OF_DETECTORS = ("val_annotations", "val_images", "val_part")
 
 
 def inputs_of(config: Config, checkpoint: Path, *, network: Which, limit: int | None) -> dict[str, Any]:
-    """What decides the figures, for the report; see :func:`measure`."""
+    """What decides the figures, for the report; see :func:`measure`.
+
+    Raises:
+        ConfigError: a validation set is chosen as for a detector, or the config names none.
+        InputError: no such checkpoint or results.
+    """
     is_results = checkpoint.suffix == ".json"
-    if not checkpoint.is_file():
+    if not checkpoint.is_file() and str(checkpoint) not in EMBEDDED:
         raise InputError("no such checkpoint or results", where=checkpoint, fix="correct the path")
+    _refuse_other_set(config)
     return {
         "checkpoint_sha256": file_sha256(checkpoint),
         "network": "results file" if is_results else network,
+        "model": None if is_results else digest(plain(config.model))[:16],
         "validation": digest(plain(config.get("val_evaluator")))[:16],
+        "sentences": _sentences_digest(config),
         "split": str((config.get("val_evaluator") or {}).get("files", {}).get("split")),
         "limit": limit,
         "transforms": None if is_results else transforms_digest(config),
@@ -42,14 +53,15 @@ def measure(config: Config, checkpoint: Path, *, network: Which, limit: int | No
         limit: Only the first so many sentences.
 
     Returns:
-        ``refer``: figures in [0, 1], at the images' own size, and ``_view`` at the network's.
+        ``refer``: figures in [0, 1], at the images' own size, and ``_view`` at the network's; ``num_sentences``, and
+        of a network ``num_cut``: those that are longer than it reads.
 
     Raises:
         PipelineError: wrong files or config, or answers that do not fit.
     """
     is_results = checkpoint.suffix == ".json"
     model = None if is_results else load_network(config, checkpoint, which=network)
-    metric, dataset = _metric(config, with_view=not is_results), _dataset(config)
+    metric, dataset = _metric(config, with_view=not is_results, is_whole=limit is None), _dataset(config)
     num = len(dataset) if limit is None else min(limit, len(dataset))
     batch_size = int((config.get("val_dataloader") or {}).get("batch_size", 1))
     given = _given(checkpoint, dataset, num) if model is None else _asked(model, dataset, num, batch_size)
@@ -57,14 +69,17 @@ def measure(config: Config, checkpoint: Path, *, network: Which, limit: int | No
         for sample in given:
             metric.process(None, [sample])
             progress.advance()
-    return {"refer": {"num_sentences": num, **metric.compute_metrics(metric.results)}}
+    cut = {} if model is None else {"num_cut": int(model.network.text_encoder.num_truncated)}
+    return {"refer": {"num_sentences": num, **cut, **metric.compute_metrics(metric.results)}}
 
 
 def table(report: Mapping[str, Any]) -> str:
     """The figures for people, in percent."""
     figures = report["refer"]
     lines = [f"{figures['num_sentences']} sentences of split {report['inputs']['split']}"]
-    names = [name for name in figures if name != "num_sentences"]
+    if figures.get("num_cut"):
+        lines.append(f"{figures['num_cut']} of them are longer than the network reads and were cut")
+    names = [name for name in figures if not name.startswith("num_")]
     for ending, title in (("", "at the images' own size"), ("_view", "at the network's size")):
         chosen = [name for name in names if name.endswith("_view") == bool(ending)]
         if chosen:
@@ -73,14 +88,35 @@ def table(report: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _metric(config: Config, *, with_view: bool) -> Any:
+def _refuse_other_set(config: Config) -> None:
+    chosen = [name for name in _OF_DETECTORS if config.get(name) is not None]
+    if chosen:
+        raise ConfigError(
+            "these settings choose a detector's validation set, not sentences",
+            where=", ".join(chosen),
+            got=str(config.get(chosen[0])),
+            fix="--cfg-options val_split=... for another split; for other files val_evaluator.files.NAME and "
+            "val_dataloader.dataset.NAME, with NAME expressions_file, annotation_file and image_root",
+        )
+    if "val_dataloader" not in config:
+        raise ConfigError("the config names no validation sentences", where="val_dataloader")
+
+
+def _sentences_digest(config: Config) -> str:
+    """Of the sentences that are asked, and of the contents of their files."""
+    settings = {name: value for name, value in config.val_dataloader.dataset.items() if name != "pipeline"}
+    files = [Path(str(settings.get(name))) for name in ("expressions_file", "annotation_file")]
+    return digest([plain(settings), [file_sha256(file) if file.is_file() else None for file in files]])[:16]
+
+
+def _metric(config: Config, *, with_view: bool, is_whole: bool) -> Any:
+    """The config's metric; the smallest objects are those of the whole split, so a part of it has none."""
     settings = dict(config.get("val_evaluator") or {})
     if "files" not in settings:
         raise ConfigError("the config names no validation sentences", where="val_evaluator.files")
     init_default_scope("mmdet")
-    return METRICS.build(
-        {**settings, "resolutions": ("native", "view") if with_view else ("native",), "smallest": (5, 10)}
-    )
+    resolutions = ("native", "view") if with_view else ("native",)
+    return METRICS.build({**settings, "resolutions": resolutions, "smallest": (5, 10) if is_whole else ()})
 
 
 def _dataset(config: Config) -> Any:

@@ -9,7 +9,7 @@ import torch
 
 from data_schemas.manifest import SCHEMA_VERSIONS, ImageKey, StoreIdentity
 from data_schemas.proposals import Proposal
-from jobs import correction_stats, evaluate, predict, pseudo_label, split, train_student, train_teacher
+from jobs import correction_stats, evaluate, export, predict, pseudo_label, split, train_student, train_teacher
 from jobs.refer_results import read_answers
 from pipeline.data.coco import load_coco
 from pipeline.data.referring.sets import load_refer_set
@@ -112,8 +112,30 @@ def test_evaluate_gives_the_figures_of_the_training(root, data, teacher, capsys)
         **report,
         "provenance": json.loads((root / "evaluation/evaluation.json").read_text())["provenance"],
     }
+    assert {"oIoU_smallest5", "oIoU_smallest10_view"} <= set(report["refer"])
     with pytest.raises(InputError, match="another limit"):
         evaluate.run(config, teacher / "iter_2.pth", work_dir=root / "evaluation", limit=2)
+
+
+def test_other_questions_are_another_evaluation(root, teacher, capsys):
+    config, checkpoint, folder = teacher / "resolved_config.py", teacher / "iter_2.pth", root / "of_two"
+    report = evaluate.run(config, checkpoint, work_dir=folder, limit=2)
+    assert report["refer"]["num_cut"] == 0
+    # Which objects are the smallest is a matter of the whole split.
+    assert not any("smallest" in name for name in report["refer"])
+    for option, told in (
+        ("val_dataloader.dataset.text=sent", "another sentences"),
+        ("model.network.text_encoder.max_tokens=4", "another model"),
+    ):
+        with pytest.raises(InputError, match=told):
+            evaluate.run(config, checkpoint, work_dir=folder, limit=2, cfg_options=[option])
+    for option in ("val_annotations=other.json", "val_part=labelled"):
+        with pytest.raises(ConfigError, match="a detector's validation set"):
+            evaluate.run(config, checkpoint, work_dir=folder, limit=2, cfg_options=[option], overwrite=True)
+    short = ["model.network.text_encoder.max_tokens=4"]
+    report = evaluate.run(config, checkpoint, work_dir=folder, limit=2, cfg_options=short, overwrite=True)
+    assert report["refer"]["num_cut"] > 0
+    assert "were cut" in capsys.readouterr().out
 
 
 def test_pseudo_labels_answer_every_unlabelled_sentence_once(root, data, train, labels):
@@ -141,6 +163,12 @@ def test_pseudo_labels_answer_every_unlabelled_sentence_once(root, data, train, 
     read = read_answers(labels / "results.json", whole)
     assert read.keys() == asked.keys()
     assert read[results[0]["sentence_id"]].sum() == rle.area(results[0]["segmentation"])
+
+
+def test_the_images_may_lie_elsewhere(root, data, library, teacher, tmp_path):
+    options = [*data, f"store={library}", "side=64", "device=cpu", f"pseudo_label.image_root={tmp_path / 'none'}"]
+    with pytest.raises(InputError, match="image folder not found"):
+        pseudo_label.run(STUDENT, teacher / "iter_2.pth", cfg_options=options, work_dir=tmp_path / "labels")
 
 
 def test_another_sentence_is_another_run(root, data, library, teacher, labels):
@@ -176,7 +204,7 @@ def test_answers_from_a_file_are_evaluated_as_a_network_s(root, data, teacher, l
 def test_corrections_of_a_run_are_those_that_it_counted(root, labels, library):
     scenes = root / "scenes"
     report = correction_stats.run(
-        labels / "network.json",
+        labels,  # its network.json
         store=str(library),
         annotations=scenes / "annotations/train.json",
         image_root=scenes / "images",
@@ -200,11 +228,19 @@ def test_a_picture_for_a_person(root, data, student, tmp_path, capsys):
     assert "the leftmost ring" in capsys.readouterr().out
     with pytest.raises(InputError, match="in the way"):
         predict.run(config, checkpoint, image, sentence="the leftmost ring", out=tmp_path / "seen.png")
+    predict.run(config, checkpoint, image, sentence="a ring " * 20, out=tmp_path / "long.png")
+    assert "the sentence is cut: the network reads 20 word pieces" in capsys.readouterr().out
     for sentence in (None, "  "):
         with pytest.raises(ConfigError, match="wants a sentence"):
             predict.run(config, checkpoint, image, sentence=sentence, out=tmp_path / "other.png")
     with pytest.raises(ConfigError, match="not a picture"):
         predict.run(config, checkpoint, image, sentence="a ring", out=tmp_path / "other.txt")
+
+
+def test_a_network_of_sentences_is_not_exported(student, tmp_path):
+    with pytest.raises(ConfigError, match="cannot be exported"):
+        export.run(student / "resolved_config.py", student / "iter_2.pth", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_detector_s_picture(root, tmp_path, capsys):
@@ -228,12 +264,16 @@ def test_a_split_of_sentences(root, data, train, tmp_path, capsys):
     split.run(annotations, out=tmp_path / "half", percent=50, draw="published", **files)
     said = capsys.readouterr().out
     assert said.startswith("2 labelled, 2 unlabelled images; ")
+    costs = {line.split("|")[1].strip(): line.split("|")[2].strip() for line in said.splitlines()[3:]}
+    assert costs == {"50 %": "2", "all": "4"}
     content = json.loads((tmp_path / "half/split.json").read_text())
     assert len(content["labelled"]) == 2
     assert sorted(content["labelled"] + content["unlabelled"]) == sorted(train.by_id)
     assert not (tmp_path / "half/labelled.json").exists()
     with pytest.raises(InputError, match="another split is there already"):
         split.run(annotations, out=tmp_path / "half", percent=25, draw="published", **files)
+    with pytest.raises(InputError, match="the published draw is of sentences"):
+        split.run(annotations, out=tmp_path / "other", percent=50, draw="published", image_root=files["image_root"])
     with pytest.raises(InputError, match="divided by a draw"):
         split.run(annotations, out=tmp_path / "other", **files)
 
