@@ -108,9 +108,10 @@ def test_what_was_meant_is_written_and_loads_again(config_path, tmp_path):
 
 
 TRAINED = sorted(path for kind in ("teacher", "student") for path in (ROOT / "configs" / kind).glob("*.py"))
+DETECTORS = [path for path in TRAINED if not path.stem.startswith("refer_") and not path.stem.startswith("refcoco")]
 
 
-@pytest.mark.parametrize("path", TRAINED, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", DETECTORS, ids=lambda path: path.stem)
 def test_no_more_detections_are_asked_for_than_queries_and_classes_give(path):
     """mmdet takes the best of queries x classes and fails, at the end of a training, where there are fewer."""
     config = load_config(path, [])
