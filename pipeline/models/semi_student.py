@@ -194,7 +194,9 @@ def make_refiner(name: str, **settings: Any) -> tuple[Any, EmbeddingCache | None
         backend = build_backend(sam, device=device, config=config)
         cache = EmbeddingCache(backend, size=cached)
         return build_refiner(name, sam=backend, embed=cache, **settings), cache
-    proposals = ProposalStore.open(store) if store is not None and name != "none" else None
+    proposals = None
+    if store is not None and name != "none":
+        proposals = ProposalStore.open(store, quarantined_is_empty=True)
     return build_refiner(name, proposals=proposals, **settings), None
 
 

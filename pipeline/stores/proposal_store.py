@@ -4,6 +4,7 @@ Each image with proposals is one row group, so reading it touches one contiguous
 the footer, and the footer's in the shard's record.
 """
 
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from data_schemas.proposals import PROPOSAL_SCHEMA, Proposal, check_proposal, pr
 from pipeline.errors import InputError
 from pipeline.masks.library import MaskLibrary
 from pipeline.stores.cache import Lru
-from pipeline.stores.index import Expectation, ImageEntry, StoreIndex
+from pipeline.stores.index import Expectation, ImageEntry, ImageNotStoredError, StoreIndex
 from pipeline.stores.proposal_pages import (
     PageError,
     RowGroup,
@@ -26,6 +27,7 @@ from pipeline.stores.proposal_pages import (
 )
 from pipeline.stores.shards import ShardTask, data_paths, publish
 
+_LOG = logging.getLogger(__name__)
 _OPEN_SHARDS = 1024
 """Indices of row groups that are held, some 20 KB each."""
 
@@ -63,15 +65,29 @@ def commit_proposals(
 class ProposalStore:
     """Reads the library by image id. One object per process; it may be pickled into another."""
 
-    def __init__(self, index: StoreIndex) -> None:
+    def __init__(self, index: StoreIndex, *, quarantined_is_empty: bool = False) -> None:
         """Use :meth:`open`."""
         self._index = index
         self._row_groups: Lru[RowGroups] = Lru(_OPEN_SHARDS)
+        self._quarantined_is_empty = quarantined_is_empty
+        self._told: set[int] = set()
 
     @classmethod
-    def open(cls, uri: str | Path, *, expect: Expectation | None = None) -> "ProposalStore":
-        """Open for reading; see ``StoreIndex.open`` for the errors."""
-        return cls(StoreIndex.open(uri, "proposals", expect=expect))
+    def open(
+        cls, uri: str | Path, *, expect: Expectation | None = None, quarantined_is_empty: bool = False
+    ) -> "ProposalStore":
+        """Open for reading.
+
+        Args:
+            uri: Local folder or address.
+            expect: What the store must have been made of.
+            quarantined_is_empty: To :meth:`read_masks` an image that SAM could not do is one without proposals, told
+                once: nothing matches there, and a training goes on.
+
+        Raises:
+            PipelineError: see ``StoreIndex.open``.
+        """
+        return cls(StoreIndex.open(uri, "proposals", expect=expect), quarantined_is_empty=quarantined_is_empty)
 
     @property
     def identity(self) -> StoreIdentity:
@@ -101,7 +117,12 @@ class ProposalStore:
 
     def read_masks(self, image_id: int) -> MaskLibrary:
         """What training needs of an image's proposals, in the same order and with the same errors as :meth:`read`."""
-        entry = self._index.find(image_id)
+        try:
+            entry = self._index.find(image_id)
+        except ImageNotStoredError:
+            if not self._quarantined_is_empty or image_id not in self.quarantined():
+                raise
+            return self._empty(image_id)
         size_hw = entry.image.height, entry.image.width
         if entry.outcome.rows == 0:
             return MaskLibrary.from_rles([], size_hw=size_hw)
@@ -110,6 +131,16 @@ class ProposalStore:
         for place, axis in enumerate("xywh"):
             boxes[:, place] = numbers_of(data, group, f"bbox_{axis}")
         return MaskLibrary(size_hw, numbers_of(data, group, "area"), boxes, codes_of(data, group))
+
+    def _empty(self, image_id: int) -> MaskLibrary:
+        """The library of a quarantined image."""
+        image = self._index.images.get(image_id)
+        assert image is not None  # it was planned
+        if image_id not in self._told:
+            self._told.add(image_id)
+            reason = self.quarantined()[image_id].reason
+            _LOG.warning("%s has no proposals, nothing matches there: %s", image.file_name, reason)
+        return MaskLibrary.from_rles([], size_hw=(image.height, image.width))
 
     def _row_group(self, entry: ImageEntry) -> tuple[bytes, RowGroup]:
         """The checked bytes of one image and what lies where in them: one range of one file."""

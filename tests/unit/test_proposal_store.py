@@ -116,6 +116,21 @@ def test_an_image_that_is_not_there_is_an_error_that_says_why(tmp_path, which):
     assert caught.value.exit_code == 3
 
 
+def test_a_training_takes_a_quarantined_image_for_one_without_proposals_and_says_so_once(tmp_path, caplog):
+    with open_writer(tmp_path) as writer:
+        commit(writer.missing().tasks[1])
+    store = pickle.loads(pickle.dumps(ProposalStore.open(tmp_path, quarantined_is_empty=True)))
+    (image,) = [image for image in IMAGES if image.image_id == BAD_IMAGE]
+    for _ in range(2):
+        assert_same_masks(store.read_masks(BAD_IMAGE), [], image)
+    (told,) = caplog.messages
+    assert "009.jpg" in told
+    assert "truncated" in told
+    for image_id in (3, 4):  # not computed yet, never planned
+        with pytest.raises(ImageNotStoredError):
+            store.read_masks(image_id)
+
+
 def test_a_reader_refuses_a_store_that_does_not_fit(filled):
     ProposalStore.open(filled, expect=make_identity())
     ProposalStore.open(filled, expect={"sam_sha256": "a" * 64, "settings": {"points_per_side": 16}})

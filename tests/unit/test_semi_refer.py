@@ -169,7 +169,7 @@ def library(monkeypatch):
     """SAM and the proposal store without files."""
     held, sam = Library(), FakeSam()
     monkeypatch.setattr(semi_student, "build_backend", lambda *args, **kwargs: sam)
-    monkeypatch.setattr(semi_student.ProposalStore, "open", lambda uri: held)
+    monkeypatch.setattr(semi_student.ProposalStore, "open", lambda uri, **_: held)
     held.sam = sam
     return held
 

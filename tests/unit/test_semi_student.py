@@ -112,7 +112,7 @@ def with_fakes(monkeypatch):
     """SAM and the proposal store without files."""
     sam = FakeSam()
     monkeypatch.setattr(semi_student, "build_backend", lambda *args, **kwargs: sam)
-    monkeypatch.setattr(semi_student.ProposalStore, "open", lambda uri: Library())
+    monkeypatch.setattr(semi_student.ProposalStore, "open", lambda uri, **_: Library())
     return sam
 
 
