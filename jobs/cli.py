@@ -128,7 +128,7 @@ def evaluate(
         Path, typer.Argument(metavar="CHECKPOINT", help="The weights to use, or a COCO results list (.json).")
     ],
     cfg_options: opt.CfgOptions,
-    network: opt.Network = "student",
+    network: opt.ValidatedNetwork = None,
     work_dir: Annotated[
         Path | None, typer.Option(help="Where to write evaluation.json [default: beside the checkpoint].")
     ] = None,
@@ -233,7 +233,7 @@ def predict(
         str | None, typer.Option(help="What to look for, with a network that reads sentences (configs/*/refer*.py).")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Picture to write [default: IMAGE_predicted.png here].")] = None,
-    network: opt.Network = "student",
+    network: opt.ValidatedNetwork = None,
     min_score: Annotated[float, typer.Option(min=0, max=1, help="Less sure objects are not shown.")] = 0.5,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the picture.")] = False,
 ) -> None:

@@ -27,6 +27,10 @@ Network = Annotated[
     Literal["student", "teacher"],
     typer.Option(help="Which network of a student's checkpoint; of no matter where there is only one."),
 ]
+ValidatedNetwork = Annotated[
+    Literal["student", "teacher"] | None,
+    typer.Option(help="Which network of a student's checkpoint [default: that which its training validates]."),
+]
 CfgOptions = Annotated[
     list[str],
     typer.Option(

@@ -23,6 +23,7 @@ from jobs.networks import (
     open_config,
     pack,
     transforms_digest,
+    validated,
 )
 from jobs.progress import Progress
 from jobs.refer_networks import is_referring
@@ -65,7 +66,7 @@ def run(
     work_dir: Path | None = None,
     overwrite: bool = False,
     limit: int | None = None,
-    network: Which = "student",
+    network: Which | None = None,
 ) -> dict[str, Any]:
     """Do the command; see ``s4m-pipeline evaluate --help``.
 
@@ -77,7 +78,7 @@ def run(
         work_dir: Where ``evaluation.json`` goes; beside the checkpoint by default.
         overwrite: Replace an evaluation of something else that is there.
         limit: Only the first so many images (by id).
-        network: Network of a student's checkpoint.
+        network: Network of a student's checkpoint; that which its training validates where None.
 
     Returns:
         What ``evaluation.json`` holds.
@@ -87,7 +88,7 @@ def run(
         TooManyQuarantinedError: More images than allowed could not be read; the file is written all the same.
     """
     config = open_config(config_path, cfg_options, also_known=KEYS)
-    file = (work_dir or checkpoint.parent) / EVALUATION
+    file, network = (work_dir or checkpoint.parent) / EVALUATION, network or validated(config)
     if is_referring(config):
         return _evaluate_sentences(config, checkpoint, file, network=network, limit=limit, overwrite=overwrite)
     allowed = _allowed_share(config)

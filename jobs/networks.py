@@ -63,6 +63,12 @@ def open_config(path: Path, cfg_options: Sequence[str], *, also_known: Sequence[
     return config
 
 
+def validated(config: Config) -> Which:
+    """Network of a student that its training validates: the student, or what the config says (``predict_on``)."""
+    which: Which = config.model.get("predict_on", "student")
+    return which
+
+
 def load_network(config: Config, checkpoint: str | Path, *, which: Which = "student") -> Any:
     """Build the network of a config and load a checkpoint into it, strictly.
 

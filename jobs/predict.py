@@ -19,6 +19,7 @@ from jobs.networks import (
     num_classes,
     open_config,
     pack,
+    validated,
 )
 from jobs.refer_networks import is_referring, pack_sentence, teacher_masks
 from pipeline.errors import ConfigError, InputError
@@ -49,7 +50,7 @@ def run(
     sentence: str | None = None,
     out: Path | None = None,
     cfg_options: Sequence[str] = (),
-    network: Which = "student",
+    network: Which | None = None,
     min_score: float = 0.5,
     overwrite: bool = False,
 ) -> list[Found]:
@@ -62,7 +63,7 @@ def run(
         sentence: What to look for, with a network that reads sentences.
         out: Picture to write (.png or .jpg); ``<image>_predicted.png`` in the working folder where None.
         cfg_options: Overrides, ``key=value``.
-        network: Network of a student's checkpoint.
+        network: Network of a student's checkpoint; that which its training validates where None.
         min_score: Objects with a lower score are not shown.
         overwrite: Replace the picture.
 
@@ -76,7 +77,7 @@ def run(
     config = open_config(config_path, cfg_options)
     _refuse_wrong_question(config, sentence, config_path)
     pixels = read_image(image)
-    model = load_network(config, checkpoint, which=network)
+    model = load_network(config, checkpoint, which=network or validated(config))
     if sentence is None:
         names = class_names(model) or tuple(f"class {label}" for label in range(num_classes(model)))
         found = [each for each in find(model, config, pixels, names) if each.score >= min_score]

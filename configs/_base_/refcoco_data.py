@@ -85,6 +85,13 @@ val_dataloader = dict(
         pipeline=[dict(type=ResizeToSquare, size="{side}"), dict(type=PackReferred)],
     ),
 )
-val_evaluator = dict(type=ReferMetric, files=val_files, mask_overlap="{mask_overlap}", resolutions=["native", "view"])
+val_evaluator = dict(
+    type=ReferMetric,
+    files=val_files,
+    mask_overlap="{mask_overlap}",
+    resolutions=["native", "view"],
+    generalised=False,
+)
+"""``generalised=True``: expressions may mean nothing or several objects (gRefCOCO); gIoU, cIoU, N-acc and T-acc too."""
 train_sampler = dict(type=StreamSampler)
 collate = dict(type=pseudo_collate)

@@ -86,6 +86,6 @@ val_dataloader = dict(
         pipeline=[dict(type=ResizeToSquare, size="{side}"), dict(type=PackReferred)],
     ),
 )
-val_evaluator = dict(type=ReferMetric, files=val_files)
+val_evaluator = dict(type=ReferMetric, files=val_files, generalised=False)
 train_sampler = dict(type=StreamSampler)
 collate = dict(type=pseudo_collate)

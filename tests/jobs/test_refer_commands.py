@@ -138,6 +138,13 @@ def test_other_questions_are_another_evaluation(root, teacher, capsys):
     assert "were cut" in capsys.readouterr().out
 
 
+def test_evaluate_asks_the_network_that_the_training_validated(root, student):
+    report = evaluate.run(student / "resolved_config.py", student / "iter_2.pth", work_dir=root / "of_student")
+    trained = json.loads((student / "done.json").read_text())["validation"]
+    assert report["refer"]["oIoU"] == pytest.approx(trained["oIoU"])
+    assert report["inputs"]["network"] == "teacher"
+
+
 def test_pseudo_labels_answer_every_unlabelled_sentence_once(root, data, train, labels):
     scenes = root / "scenes"
     unlabelled = set(load_split(scenes / "split.json", train).unlabelled)

@@ -208,6 +208,19 @@ def test_a_step_moves_the_student_and_not_the_teacher(folder, library, refiner):
     assert {name.split(".")[0] for name in before} == {"student", "teacher"}
 
 
+def test_without_a_weight_unlabelled_images_are_not_even_looked_at(folder):
+    def state_after(invert):
+        model, data = build(unlabelled_weight=0.0), batch(folder)
+        data["inputs"]["unsup"] = [255 - image if invert else image for image in data["inputs"]["unsup"]]
+        losses = losses_of(model, data)
+        assert all(name.startswith("sup/") for name in losses)
+        return losses, model.state_dict()
+
+    (losses, state), (others, other_state) = state_after(False), state_after(True)
+    assert {name: float(value) for name, value in losses.items()} == {n: float(v) for n, v in others.items()}
+    assert all(torch.equal(state[name], other_state[name]) for name in state)
+
+
 def test_the_step_is_the_released_one_written_out(folder, library):
     """IOM's script: 10 x labelled + (matched + PWA) / 2, class weights 0.9 and 1.1 in all but the last."""
     model = centred(build(refiner=CPI_U, jitter=NO_JITTER, supervised_weight=10.0, unsup_mix="halves"))

@@ -92,6 +92,9 @@ class SemiReferStudent(BaseModel):
         Returns:
             Weighted losses, and figures about the pseudo-labels under names without "loss".
         """
+        if self.settings.unlabelled_weight == 0:  # not even the statistics of batches are to see unlabelled images
+            output = self.student.segment(inputs["sup"], data_samples["sup"])
+            return self.labelled_losses(output, data_samples["sup"], inputs["sup"])
         weak, unlabelled = inputs["unsup"], data_samples["unsup"]
         rng = np.random.default_rng([self.settings.seed, *self.step_key])
         with torch.autocast(weak.device.type, enabled=False):  # only what is learnt is in half precision
