@@ -6,7 +6,7 @@ from mmengine.visualization import LocalVisBackend, TensorboardVisBackend
 from mmengine.visualization.visualizer import Visualizer
 
 from pipeline.models.panel_hook import PanelHook
-from pipeline.models.training_hooks import ProgressHook, StepSeedHook
+from pipeline.models.training_hooks import BatchStatisticsHook, ProgressHook, StepSeedHook
 
 default_scope = "mmdet"
 seed = 0
@@ -28,6 +28,7 @@ default_hooks = dict(
 )
 custom_hooks = [
     dict(type=StepSeedHook, seed="{seed}"),
+    dict(type=BatchStatisticsHook),
     dict(type=ProgressHook, interval="{log_interval}"),
     dict(type=PanelHook, interval="{panel_interval}"),
 ]

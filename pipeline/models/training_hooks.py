@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 import torch
 from mmengine.device import get_device
-from mmengine.dist import get_dist_info, is_distributed
+from mmengine.dist import all_reduce, get_dist_info, is_distributed
 from mmengine.evaluator import BaseMetric
 from mmengine.hooks import Hook
 from mmengine.model import MMDistributedDataParallel, is_model_wrapper
 from mmengine.runner import IterBasedTrainLoop, Runner
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from pipeline.data.coco import CocoSet, load_coco, subset
 from pipeline.errors import ConfigError
@@ -81,6 +82,26 @@ def update_average(teacher: nn.Module, student: nn.Module, *, decay: float) -> N
             value.copy_(current[name])
     if floating:
         torch._foreach_lerp_(floating, sources, 1 - decay)  # Eq: S4M/ema
+
+
+class BatchStatisticsHook(Hook):
+    """Workers share the running statistics of plain batch norms, so that every worker has one and the same network.
+
+    Gradients are averaged over workers, buffers are not: without this each worker would validate, and the first save,
+    statistics of its own images. SyncBN has shared its own already; the buffers of other modules stay a worker's own.
+    """
+
+    priority = "HIGH"
+
+    def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
+        """Average ``running_mean`` and ``running_var`` over the workers."""
+        if not is_distributed():
+            return
+        for module in _unwrapped(runner.model).modules():
+            if isinstance(module, _BatchNorm) and not isinstance(module, nn.SyncBatchNorm) and module.training:
+                for statistic in (module.running_mean, module.running_var):
+                    if statistic is not None:
+                        all_reduce(statistic, op="mean")
 
 
 class StepSeedHook(Hook):

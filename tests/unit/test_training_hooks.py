@@ -13,6 +13,7 @@ from pipeline.data.coco import load_coco
 from pipeline.errors import ConfigError
 from pipeline.masks import rle
 from pipeline.models.training_hooks import (
+    BatchStatisticsHook,
     BurnInEmaHook,
     MaskApMetric,
     ProgressHook,
@@ -124,6 +125,41 @@ def test_relative_positions_survive_averaging():
     for _ in range(100):
         update_average(model.teacher, model.student, decay=0.9996)
     assert model.teacher.index.tolist() == [15, 47, 528, 1]
+
+
+def test_workers_share_the_statistics_of_plain_batch_norms_alone(monkeypatch):
+    from pipeline.models import training_hooks
+
+    shared = []
+
+    def with_another_worker(tensor, op):
+        """The other one's statistics are all 3."""
+        assert op == "mean"
+        shared.append(tensor)
+        tensor.add_(3).div_(2)
+
+    model = nn.ModuleDict(
+        {
+            "learnt": nn.BatchNorm2d(2),
+            "frozen": nn.BatchNorm2d(2).eval(),
+            "synced": nn.SyncBatchNorm(2),
+            "bare": nn.BatchNorm1d(2, track_running_stats=False),
+            "other": nn.GroupNorm(1, 2),
+        }
+    )
+    model.register_buffer("history", torch.zeros(2))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    hook, runner = BatchStatisticsHook(), SimpleNamespace(model=model)
+    hook.after_train_iter(runner, 0)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    monkeypatch.setattr(training_hooks, "is_distributed", lambda: True)
+    monkeypatch.setattr(training_hooks, "all_reduce", with_another_worker)
+    hook.after_train_iter(runner, 0)
+    changed = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
+    assert changed == {"learnt.running_mean", "learnt.running_var"}
+    assert model["learnt"].running_mean.tolist() == [1.5, 1.5]
+    assert model["learnt"].running_var.tolist() == [2.0, 2.0]
+    assert len(shared) == 2
 
 
 def test_a_steps_random_numbers_depend_on_the_step_only():
