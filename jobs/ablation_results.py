@@ -100,13 +100,31 @@ def rows_of(table: Table, found: Mapping[tuple[str, int], Mapping[str, Any]]) ->
         found: (cell's name, seed) -> what its file holds; cells may be missing.
 
     Returns:
-        ``cell``, ``label``, ``seeds`` (seed -> metrics), ``mean`` and ``std`` over them by figure. The deviation is
-        that of a sample (n - 1), None for one seed; figures that were not measured (None) do not count.
+        ``cell``, ``label``, ``seeds`` (seed -> metrics), ``mean`` and ``std`` over them by figure, and ``gain``, mean
+        and deviation of the first figure's differences to the first row, each within a seed: seeds differ in their
+        labels more than rows do. Deviations are those of a sample (n - 1), None for one seed; figures that were not
+        measured (None) do not count.
     """
-    return [
+    rows = [
         _row(table, cell, {s: c["metrics"] for (name, s), c in found.items() if name == cell.name})
         for cell in table.cells
     ]
+    return [row | {"gain": _gain(row, rows[0], table.figures[0])} for row in rows]
+
+
+def _gain(row: Mapping[str, Any], first: Mapping[str, Any], figure: str) -> dict[str, float | None]:
+    pairs = [
+        (row["seeds"][seed].get(figure), first["seeds"][seed].get(figure))
+        for seed in row["seeds"]
+        if seed in first["seeds"]
+    ]
+    differences = [value - start for value, start in pairs if value is not None and start is not None]
+    if row is first or not differences:
+        return {"mean": None, "std": None}
+    return {
+        "mean": statistics.fmean(differences),
+        "std": statistics.stdev(differences) if len(differences) > 1 else None,
+    }
 
 
 def _row(table: Table, cell: Cell, by_seed: Mapping[int, Mapping[str, float | None]]) -> dict[str, Any]:
@@ -141,11 +159,13 @@ def markdown_table(results: Mapping[str, Any]) -> str:
     """The content of :func:`write_table`'s file as a Markdown table: mean ± deviation over seeds, in percent."""
     figures = list(results["rows"][0]["mean"])
     lines = [
-        "| " + " | ".join(["row", "seeds", *(TITLES[figure] for figure in figures)]) + " |",
-        "|" + "---|" * (len(figures) + 2),
+        "| " + " | ".join(["row", "seeds", *(TITLES[figure] for figure in figures), "against the first row"]) + " |",
+        "|" + "---|" * (len(figures) + 3),
     ]
     for row in results["rows"]:
         cells = [_percent(row["mean"][figure], row["std"][figure]) for figure in figures]
+        gain = row["gain"]["mean"]
+        cells.append("" if gain is None else ("+" if gain >= 0 else "") + _percent(gain, row["gain"]["std"]))
         lines.append("| " + " | ".join([row["label"], str(len(row["seeds"])), *cells]) + " |")
     return "\n".join(lines)
 

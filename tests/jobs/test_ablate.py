@@ -246,11 +246,32 @@ def test_the_table_is_the_mean_and_the_sample_deviation_over_seeds():
     assert rows[0]["std"]["mask_AP"] == pytest.approx((0.14 / 2) ** 0.5)
     assert list(rows[0]["seeds"]) == ["1", "2", "3"]
     assert markdown_table({"rows": rows}).splitlines() == [
-        "| row | seeds | mask AP | right class (CA) | mean IoU (SQ) |",
-        "|---|---|---|---|---|",
-        "| alone | 3 | 30.0 ± 26.5 | 25.0 ± 0.0 | - |",
-        "| with labels | 1 | 50.0 | 25.0 | 75.0 |",
+        "| row | seeds | mask AP | right class (CA) | mean IoU (SQ) | against the first row |",
+        "|---|---|---|---|---|---|",
+        "| alone | 3 | 30.0 ± 26.5 | 25.0 ± 0.0 | - |  |",
+        "| with labels | 1 | 50.0 | 25.0 | 75.0 | +40.0 |",
     ]
+
+
+MEASURED = sorted([*(ROOT / "docs/results").glob("s4m_*.json"), *(ROOT / "docs/results").glob("semires_*.json")])
+
+
+@pytest.mark.parametrize("path", MEASURED, ids=lambda path: path.stem)
+def test_the_readme_shows_the_tables_as_they_were_measured(path):
+    results = json.loads(path.read_text())
+    assert results["missing"] == []
+    assert markdown_table(results) in (ROOT / "README.md").read_text()
+
+
+def test_rows_are_compared_within_seeds():
+    def cell(ap):
+        return {"metrics": {"mask_AP": ap}}
+
+    found = {("I", 1): cell(0.1), ("I", 2): cell(0.5), ("II", 1): cell(0.11), ("II", 2): cell(0.49), ("II", 3): cell(1)}
+    first, second = rows_of(TOY, found)
+    assert first["gain"] == {"mean": None, "std": None}
+    assert second["gain"]["mean"] == pytest.approx(0.0)  # of seeds that both have
+    assert second["gain"]["std"] == pytest.approx(0.02 / 2**0.5)
 
 
 def test_budgets_grow_and_the_configs_are_those_of_the_project():
