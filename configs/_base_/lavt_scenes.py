@@ -1,6 +1,7 @@
 """LAVT small enough for a laptop: Swin of width 32, 64 channels in the decoder, a BERT of two layers; 3.2 M parameters.
 
-What it is for: the embedded scenes (192 pixels) and the sentences of their grammar. Everything else is as in ``lavt_swin_b.py``.
+What it is for: the embedded scenes (192 pixels) and the sentences of their grammar. Everything else is as in
+``lavt_swin_b.py``.
 """
 
 from mmengine.model import ImgDataPreprocessor

@@ -1,6 +1,7 @@
 """ReLA small enough for a laptop: Swin of width 32, 64 channels, two and three layers in its decoders.
 
-What it is for: the embedded scenes (192 pixels) and the sentences of their grammar. Everything else is as in ``rela_swin_b.py``.
+What it is for: the embedded scenes (192 pixels) and the sentences of their grammar. Everything else is as in
+``rela_swin_b.py``.
 """
 
 from mmengine.model import ImgDataPreprocessor
