@@ -32,11 +32,11 @@ class PseudoLabel:
 
     image_id: int
     instance_id: int
-    """0, 1, ... inside the image, in the network's query order."""
+    """0, 1, ... inside the image, in the network's query order; of sentences by rising id."""
     category_id: int
-    """Of the data set, not the network's class index."""
+    """Of the data set, not the network's class index; of an answer to a sentence the sentence's id."""
     score: float
-    """Class probability, over the classes and no-object."""
+    """Class probability, over the classes and no-object; of sentences the mean probability inside the mask, or 0."""
     outcome: str
     """One of :data:`OUTCOMES`."""
     height: int

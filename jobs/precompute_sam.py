@@ -9,7 +9,7 @@ from pathlib import Path
 
 from mmengine.config import Config
 
-from jobs.config_files import load_config
+from jobs.config_files import laid_out, load_config
 from jobs.overlap import run_overlapped
 from jobs.precompute_plan import StorePlan, duration, expected_seconds, missing_images, plan_store, print_dry_run
 from jobs.progress import Progress
@@ -93,7 +93,7 @@ def precompute(
     expected, started = expected_seconds(plans, missing, settings, is_local=is_local), time.monotonic()
     totals = [_fill(plan, settings, coco, for_stages, ray_address) for plan in plans]
     if config is not None:
-        open_files(settings.store).write(RESOLVED_CONFIG, config.pretty_text.encode())
+        open_files(settings.store).write(RESOLVED_CONFIG, laid_out(config).encode())
     if any(missing):
         estimated = f" (estimated: {duration(expected)})" if expected is not None else ""
         print(f"time: {duration(time.monotonic() - started)}{estimated}")

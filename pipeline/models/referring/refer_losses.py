@@ -33,7 +33,7 @@ def pixel_cross_entropy(
     pixel_weights: Tensor | None = None,
     normalise: Normalise = "pixels",
 ) -> Tensor:
-    """Cross entropy of background and object, for each image on its own.
+    """Cross entropy of background and object, for each image on its own; with pixel weights Eq: SemiRES/pwa (Eq. 10).
 
     LAVT's training (SemiRES' burn-in) divides by the sum of weights, SemiRES' mutual learning by the number of pixels.
     LAVT sums both over the whole batch first; here every image counts the same.
@@ -52,7 +52,7 @@ def pixel_cross_entropy(
     weights = torch.ones_like(entropy) if pixel_weights is None else pixel_weights.to(entropy)
     weights = weights * class_weight_map(targets, class_weights)
     divisor = weights.sum(dim=(1, 2)).clamp_min(1e-12) if normalise == "weights" else float(targets[0].numel())
-    return (entropy * weights).sum(dim=(1, 2)) / divisor
+    return (entropy * weights).sum(dim=(1, 2)) / divisor  # Eq: SemiRES/pwa
 
 
 def class_weight_map(targets: Tensor, class_weights: ClassWeights | None) -> Tensor:
