@@ -54,7 +54,8 @@ def measure(config: Config, checkpoint: Path, *, network: Which, limit: int | No
 
     Returns:
         ``refer``: figures in [0, 1], at the images' own size, and ``_view`` at the network's; ``num_sentences``, and
-        of a network ``num_cut``: those that are longer than it reads.
+        of a network ``num_cut``: those that are longer than it reads. ``broken``: images whose sentences were not
+        asked, each with ``file_name`` and ``reason``.
 
     Raises:
         PipelineError: wrong files or config, or answers that do not fit.
@@ -70,7 +71,8 @@ def measure(config: Config, checkpoint: Path, *, network: Which, limit: int | No
             metric.process(None, [sample])
             progress.advance()
     cut = {} if model is None else {"num_cut": int(model.network.text_encoder.num_truncated)}
-    return {"refer": {"num_sentences": num, **cut, **metric.compute_metrics(metric.results)}}
+    broken = [{"file_name": entry.file_name, "reason": entry.reason} for entry in getattr(dataset, "broken", ())]
+    return {"refer": {"num_sentences": num, **cut, **metric.compute_metrics(metric.results)}, "broken": broken}
 
 
 def table(report: Mapping[str, Any]) -> str:
@@ -85,6 +87,7 @@ def table(report: Mapping[str, Any]) -> str:
         if chosen:
             lines.append(f"{title}:")
             lines += [f"  {name.removesuffix(ending):16} {100 * figures[name]:6.2f}" for name in chosen]
+    lines += [f"broken: {entry['file_name']}: {entry['reason']}" for entry in report.get("broken", ())]
     return "\n".join(lines)
 
 

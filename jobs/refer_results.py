@@ -6,7 +6,7 @@ image's own size; a mask may have no pixel), ``score`` and ``outcome``. Readers 
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -58,17 +58,12 @@ def read_answers(file: Path, refer_set: ReferSet) -> dict[int, NDArray[np.bool_]
         InputError: no such file, or no such list.
         AnnotationError: masks that do not fit their images, or two answers to a sentence (the first 20).
     """
-    try:
-        entries = json.loads(file.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
-        raise _no_answers(file, str(error)) from error
-    if not isinstance(entries, list) or not all(isinstance(entry, Mapping) for entry in entries):
-        raise _no_answers(file, type(entries).__name__)
     images = {s.sentence_id: refer_set.coco.by_id[o.image_id] for o in refer_set.objects for s in o.sentences}
     masks: dict[int, NDArray[np.bool_]] = {}
     problems = Problems(file)
-    for place, entry in enumerate(entries):
-        sentence_id, where = entry.get("sentence_id"), f"answer {place}"
+    for place, entry in enumerate(read_entries(file, what="list of answers")):
+        sentence_id: Any = entry.get("sentence_id")
+        where = f"answer {place}"
         image = images.get(sentence_id) if isinstance(sentence_id, int) else None
         if image is None:
             continue
@@ -85,11 +80,23 @@ def read_answers(file: Path, refer_set: ReferSet) -> dict[int, NDArray[np.bool_]
     return masks
 
 
-def _no_answers(file: Path, got: str) -> InputError:
+def read_entries(file: Path, *, what: str) -> Sequence[Mapping[str, Any]]:
+    """A JSON list of objects, unchecked; an InputError that says it is no ``what`` where it is anything else."""
+    try:
+        entries = json.loads(file.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise refused(file, str(error), what=what) from error
+    if not isinstance(entries, list) or not all(isinstance(entry, Mapping) for entry in entries):
+        raise refused(file, type(entries).__name__, what=what)
+    return entries
+
+
+def refused(path: Path, got: str, *, what: str) -> InputError:
+    """The error for a path that is nothing that ``pseudo-label`` writes."""
     return InputError(
-        "no list of answers",
-        where=file,
-        expected="a JSON list of {sentence_id, segmentation}, as pseudo-label writes it",
+        f"no {what}",
+        where=path,
+        expected="a JSON list of results with their segmentation, as pseudo-label writes it, or its run directory",
         got=got,
         fix="s4m-pipeline pseudo-label CONFIG CHECKPOINT, or correct the path",
     )

@@ -1,16 +1,14 @@
 """A teacher's masks from files, each beside the object that it is about: what ``correction-stats`` counts."""
 
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from jobs.demo_pictures import read_labels
-from jobs.refer_results import NETWORK
+from jobs.refer_results import NETWORK, read_entries, refused
 from pipeline.data.coco import CocoSet
 from pipeline.data.coco_problems import Problems
 from pipeline.data.referring.sets import ReferSet
@@ -18,6 +16,8 @@ from pipeline.errors import AnnotationError, InputError
 from pipeline.evaluation.correction_statistics import assigned_objects
 from pipeline.evaluation.results import parse_results
 from pipeline.masks import rle
+
+_MASKS = "teacher's masks"
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def instances(labels: Path, coco: CocoSet) -> Iterator[TaughtImage]:
 
 def _codes_of_run(folder: Path, coco: CocoSet) -> dict[int, list[rle.Rle]]:
     if not (folder / "manifest.json").is_file():
-        raise _no_labels(folder, "a folder without manifest.json")
+        raise refused(folder, "a folder without manifest.json", what=_MASKS)
     rows = read_labels(folder)
     unknown = sorted(set(rows) - set(coco.by_id))
     if unknown:
@@ -92,7 +92,7 @@ def referred(results: Path, refer_set: ReferSet) -> Iterator[TaughtImage]:
     objects = {thing.ref_id: thing for thing in refer_set.objects}
     file = results / NETWORK if results.is_dir() else results
     problems = Problems(file)
-    for place, entry in enumerate(_entries(file)):
+    for place, entry in enumerate(read_entries(file, what=_MASKS)):
         where, ref_id = f"result {place}", entry.get("ref_id")
         thing = objects.get(ref_id) if isinstance(ref_id, int) else None
         if thing is None:
@@ -110,26 +110,6 @@ def referred(results: Path, refer_set: ReferSet) -> Iterator[TaughtImage]:
         size = refer_set.coco.by_id[image_id].height, refer_set.coco.by_id[image_id].width
         truth = np.stack([refer_set.truth(objects[ref_id]) for _, ref_id in found])
         yield TaughtImage(image_id, _dense([code for code, _ in found], size), truth)
-
-
-def _entries(file: Path) -> Sequence[Mapping[str, Any]]:
-    try:
-        entries = json.loads(file.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
-        raise _no_labels(file, str(error)) from error
-    if not isinstance(entries, list) or not all(isinstance(entry, Mapping) for entry in entries):
-        raise _no_labels(file, type(entries).__name__)
-    return entries
-
-
-def _no_labels(path: Path, got: str) -> InputError:
-    return InputError(
-        "no teacher's masks",
-        where=path,
-        expected="a run directory of pseudo-label, or a JSON list of results with their segmentation",
-        got=got,
-        fix="s4m-pipeline pseudo-label CONFIG CHECKPOINT, or correct the path",
-    )
 
 
 def _dense(codes: Sequence[rle.Rle], size_hw: tuple[int, int]) -> NDArray[np.bool_]:

@@ -1,6 +1,7 @@
 """Sentences through the commands: burn-in, mutual learning, evaluation, pseudo-labels, one picture, one statistic."""
 
 import json
+import shutil
 
 import cv2
 import numpy as np
@@ -206,6 +207,28 @@ def test_answers_from_a_file_are_evaluated_as_a_network_s(root, data, teacher, l
     (root / "twice.json").write_text(json.dumps([*perfect, *entries]))
     with pytest.raises(AnnotationError, match="two answers to a sentence"):
         evaluate.run(TEACHER, root / "twice.json", cfg_options=options, work_dir=root / "of_twice")
+
+
+def test_sentences_of_broken_images_are_not_asked_and_the_images_named(root, teacher, tmp_path, capsys):
+    shutil.copytree(root / "scenes", tmp_path / "scenes")
+    broken = min((tmp_path / "scenes/images/train").iterdir())
+    broken.write_bytes(b"no image")
+    scenes = tmp_path / "scenes"
+    files = {
+        "expressions_file": scenes / "expressions/train.json",
+        "annotation_file": scenes / "annotations/train.json",
+    }
+    options = [
+        f"val_{where}.{name}={path}"
+        for name, path in files.items()
+        for where in ("dataloader.dataset", "evaluator.files")
+    ]
+    options += ["val_split=train", f"data_root={scenes}", "side=64", "max_broken_share=0.5"]
+    checkpoint = teacher / "iter_2.pth"
+    report = evaluate.run(TEACHER, checkpoint, cfg_options=options, work_dir=tmp_path / "some")
+    assert [entry["file_name"] for entry in report["broken"]] == [f"train/{broken.name}"]
+    assert 0 < report["refer"]["num_sentences"] < len(json.loads(files["expressions_file"].read_text()))
+    assert f"broken: train/{broken.name}" in capsys.readouterr().out
 
 
 def test_corrections_of_a_run_are_those_that_it_counted(root, labels, library):

@@ -9,7 +9,7 @@ import numpy as np
 from mmengine.dataset import Compose
 from torch.utils.data import Dataset
 
-from pipeline.data.coco import check_image_files, subset, without_images
+from pipeline.data.coco import BrokenImage, check_image_files, subset, without_images
 from pipeline.data.coco_problems import nearest_name
 from pipeline.data.instance_dataset import Record, image_record
 from pipeline.data.referring.expression_files import Format, ReferredObject, Sentence
@@ -133,6 +133,9 @@ class ReferDataset(Dataset):
 class CheckedReferDataset(ReferDataset):
     """A :class:`ReferDataset` whose images were all read once, for what goes through it to its end."""
 
+    broken: tuple[BrokenImage, ...]
+    """Images that could not be read; no sample is of them."""
+
     def __init__(self, *, max_broken_share: float = 0.01, **settings: Any) -> None:
         """Read every image; objects of broken ones are left out, and the images named.
 
@@ -145,8 +148,8 @@ class CheckedReferDataset(ReferDataset):
             InputError: see :class:`ReferDataset`.
         """
         super().__init__(**settings)
-        broken = check_image_files(self.coco, max_broken_share=max_broken_share, decode=True)
-        self.coco = without_images(self.coco, broken)
+        self.broken = tuple(check_image_files(self.coco, max_broken_share=max_broken_share, decode=True))
+        self.coco = without_images(self.coco, self.broken)
         self.refer_set = self.refer_set.of_images(self.coco.by_id)
         self._entries = _entries(self.refer_set, self.settings)
 
