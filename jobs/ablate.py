@@ -12,16 +12,16 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from jobs import ablation_data
-from jobs.ablation_plan import BUDGETS, Job, Planner, Study, missing_configs, refuse_missing, tasks_of
-from jobs.ablation_results import markdown_table, read_cell, rows_of, write_cell, write_table
-from jobs.ablation_tables import TITLES, find_table
+from jobs.ablation import data as ablation_data
+from jobs.ablation.plan import BUDGETS, Job, Planner, Study, missing_configs, refuse_missing, tasks_of
+from jobs.ablation.results import markdown_table, read_cell, rows_of, write_cell, write_table
+from jobs.ablation.tables import TITLES, find_table
+from jobs.cluster.ray_runner import LOCAL, WorkerSettings
+from jobs.cluster.side_by_side import PROGRAM
+from jobs.cluster.task_pool import NOT_RUN, Ended, Task, describe, run_tasks, run_tasks_on_ray
 from jobs.demo import MAX_AT_ONCE
 from jobs.progress import Progress
-from jobs.ray_runner import LOCAL, WorkerSettings
-from jobs.side_by_side import PROGRAM
-from jobs.task_pool import NOT_RUN, Ended, Task, describe, run_tasks, run_tasks_on_ray
-from jobs.training import say
+from jobs.training.runs import say
 from pipeline.errors import ConfigError, InputError
 
 _STEP = re.compile(r"^step (\d+)/(\d+) ")
@@ -43,10 +43,10 @@ def run(
     """Do the command; see ``s4m-pipeline ablate --help``.
 
     Args:
-        table: Name of a table of ``jobs/ablation_tables.py``.
+        table: Name of a table of ``jobs/ablation/tables.py``.
         seeds: How many; they are 1, 2, ...
         work_dir: Everything is written here; work_dirs/ablation_<budget> by default.
-        ray_address: See ``jobs/ray_runner.py``.
+        ray_address: See ``jobs/cluster/ray_runner.py``.
         budget: tiny | short | full: the demo's sizes --tiny, its default, --long.
         percent: Of the scenes that are labelled; the budget's own where None.
         at_once: Tasks beside each other on this machine; as many as cores, eight at most, where None.

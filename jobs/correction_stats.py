@@ -10,9 +10,9 @@ from typing import Any
 
 from jobs.config_files import parse_options
 from jobs.evaluate import shown
+from jobs.labels.teacher_masks import TaughtImage, instances, referred
 from jobs.progress import Progress
-from jobs.teacher_masks import TaughtImage, instances, referred
-from jobs.training import provenance
+from jobs.training.runs import provenance
 from pipeline.data.coco import load_coco, write_json
 from pipeline.data.referring.sets import load_refer_set
 from pipeline.errors import ConfigError, InputError
@@ -109,7 +109,7 @@ def parse_strategies(texts: Sequence[str]) -> dict[str, dict[str, Any]]:
                 where="--strategy",
                 expected="each once; refiners that match against the library: none | iom | cpi | cpi_u | cpi_o",
                 got=text,
-                fix="python -m jobs.compare_prompts compares prompts" if name == "points" else "name it once",
+                fix="python -m jobs.measurements.prompts compares prompts" if name == "points" else "name it once",
             )
         found[text] = {"name": name, **settings}
     return found

@@ -13,11 +13,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from jobs import precompute_sam, pseudo_label, training
+from jobs import precompute_sam, pseudo_label
+from jobs.cluster.side_by_side import Command, run_side_by_side
 from jobs.demo_pictures import draw_refinement
-from jobs.label_summary import SUMMARY
+from jobs.labels.summary import SUMMARY
 from jobs.progress import Progress
-from jobs.side_by_side import Command, run_side_by_side
+from jobs.training import runs as training
 from pipeline.data.coco import load_coco, write_json
 from pipeline.data.splits import draw_split, load_split, save_split
 from pipeline.errors import CheckpointError, InputError

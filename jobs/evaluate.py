@@ -27,7 +27,7 @@ from jobs.networks import (
 )
 from jobs.progress import Progress
 from jobs.refer_networks import is_referring
-from jobs.training import provenance
+from jobs.training.runs import provenance
 from pipeline.data.coco import BrokenImage, CocoSet, load_coco, subset, without_images, write_json
 from pipeline.data.splits import load_split
 from pipeline.errors import ConfigError, ImageError, InputError, TooManyQuarantinedError

@@ -10,10 +10,10 @@ from mmengine.config import Config
 from mmengine.registry import DATASETS, METRICS, init_default_scope
 
 from data_schemas.manifest import digest
+from jobs.labels.answers import read_answers
 from jobs.networks import Which, file_sha256, load_network, plain, transforms_digest
 from jobs.progress import Progress
 from jobs.refer_networks import answer
-from jobs.refer_results import read_answers
 from pipeline.errors import ConfigError, InputError
 from pipeline.models.weights import EMBEDDED
 

@@ -12,7 +12,7 @@ from typing import TextIO
 
 from data_schemas.manifest import ImageKey
 from data_schemas.proposals import Proposal
-from jobs.exchange import Format, coco_entry, sa1b_document
+from jobs.exchange.formats import Format, coco_entry, sa1b_document
 from jobs.progress import Progress
 from pipeline.errors import InputError
 from pipeline.images import resolve_inside

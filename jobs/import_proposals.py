@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from data_schemas.manifest import SCHEMA_VERSIONS, ImageKey, StoreIdentity
-from jobs.import_sources import Source, open_source
+from jobs.exchange.sources import Source, open_source
 from jobs.progress import Progress
 from jobs.store_checks import image_keys
 from pipeline.data.coco import CocoSet, load_images, make_coco

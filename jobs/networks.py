@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from data_schemas.manifest import digest
 from jobs.config_files import load_config, parse_options
 from jobs.settings import hydrate
-from jobs.training import STUDENT_PARTS, expand, quieten, refuse_missing_device
+from jobs.training.runs import STUDENT_PARTS, expand, quieten, refuse_missing_device
 from pipeline.data.transforms import PackSample
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.models import weights

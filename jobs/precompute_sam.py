@@ -9,13 +9,13 @@ from pathlib import Path
 
 from mmengine.config import Config
 
+from jobs.cluster.ray_runner import LOCAL, run_sharded
 from jobs.config_files import laid_out, load_config
-from jobs.overlap import run_overlapped
-from jobs.precompute_plan import StorePlan, duration, expected_seconds, missing_images, plan_store, print_dry_run
+from jobs.precompute.overlap import run_overlapped
+from jobs.precompute.plan import StorePlan, duration, expected_seconds, missing_images, plan_store, print_dry_run
+from jobs.precompute.stages import STAGES, MakeBackend, ShardJob, ShardReport, build_sam
 from jobs.progress import Progress
-from jobs.ray_runner import LOCAL, run_sharded
 from jobs.settings import PrecomputeSettings, known_keys, load_settings
-from jobs.stages import STAGES, MakeBackend, ShardJob, ShardReport, build_sam
 from pipeline.data.coco import CocoSet, check_image_files, load_images, subset
 from pipeline.data.splits import load_split
 from pipeline.errors import InputError, TooManyQuarantinedError
@@ -47,7 +47,7 @@ def run(
         overwrite: Remove what is there of the kinds to be computed.
         dry_run: Print what would be done and write nothing.
         limit: Only so many images, the first labelled and the first unlabelled ones.
-        ray_address: See ``jobs/ray_runner.py``.
+        ray_address: See ``jobs/cluster/ray_runner.py``.
 
     Raises:
         PipelineError: Of whatever kind the input, the store or the machine gives reason to.

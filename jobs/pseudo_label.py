@@ -15,11 +15,13 @@ from typing import Any
 from mmengine.config import Config
 
 from data_schemas.manifest import SCHEMA_VERSIONS, ImageKey, StoreIdentity, digest
+from jobs.cluster.ray_runner import LOCAL, run_sharded
 from jobs.config_files import as_text, write_resolved
-from jobs.label_refer import ReferLabeller, ReferLabelStage, as_source, find_sentences, questions_of
-from jobs.label_settings import KEYS, LabelSettings, Source, find_source, load_label_settings, refiner_of
-from jobs.label_summary import RESULTS, SUMMARY, print_summary, write_outputs
-from jobs.labelling import Labeller, PseudoLabelStage
+from jobs.labels.answers import NETWORK
+from jobs.labels.instances import Labeller, PseudoLabelStage
+from jobs.labels.sentences import ReferLabeller, ReferLabelStage, as_source, find_sentences, questions_of
+from jobs.labels.settings import KEYS, LabelSettings, Source, find_source, load_label_settings, refiner_of
+from jobs.labels.summary import RESULTS, SUMMARY, print_summary, write_outputs
 from jobs.networks import (
     Which,
     class_names,
@@ -30,13 +32,11 @@ from jobs.networks import (
     open_config,
     transforms_digest,
 )
+from jobs.precompute.stages import ShardJob, ShardReport
 from jobs.progress import Progress
-from jobs.ray_runner import LOCAL, run_sharded
 from jobs.refer_networks import is_referring
-from jobs.refer_results import NETWORK
-from jobs.stages import ShardJob, ShardReport
 from jobs.store_checks import image_keys, refuse_other_images
-from jobs.training import provenance, refuse_missing_device
+from jobs.training.runs import provenance, refuse_missing_device
 from pipeline.data.coco import check_image_files, make_coco
 from pipeline.data.referring.dataset import ReferDataset
 from pipeline.errors import TooManyQuarantinedError
@@ -89,7 +89,7 @@ def run(
         overwrite: Remove an earlier run's files first.
         dry_run: Print what would be done and write nothing.
         limit: Only the first so many images (by id).
-        ray_address: See ``jobs/ray_runner.py``.
+        ray_address: See ``jobs/cluster/ray_runner.py``.
 
     Raises:
         PipelineError: Of whatever kind the input, the run directory or the machine gives reason to.

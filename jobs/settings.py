@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from data_schemas.similarity import Features
+from jobs.cluster.ray_runner import WorkerSettings
 from jobs.config_files import nearest
-from jobs.ray_runner import WorkerSettings
 from pipeline.errors import ConfigError
 from pipeline.sam.generator_settings import GeneratorSettings
 

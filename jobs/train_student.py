@@ -2,6 +2,6 @@
 
 from functools import partial
 
-from jobs.launch import launch
+from jobs.training.launch import launch
 
 run = partial(launch, stage="student")

@@ -26,8 +26,8 @@ LAYERS: list[tuple[str, ...]] = [
 ]
 
 SOLE_IMPORTERS: dict[str, set[str]] = {
-    "ray": {"jobs/ray_runner.py", "jobs/ray_training.py"},
-    "sam2": {"pipeline/sam/sam2_backend.py", "jobs/stock_generator.py"},
+    "ray": {"jobs/cluster/ray_runner.py", "jobs/training/ray_workers.py"},
+    "sam2": {"pipeline/sam/sam2_backend.py", "jobs/bench/stock_generator.py"},
     "pycocotools": {"pipeline/masks/rle.py", "pipeline/evaluation/coco_ap.py"},
 }
 """Library -> the only files that may import it."""
@@ -137,7 +137,11 @@ def test_packages_export_nothing():
         ("pipeline/errors.py", "from pipeline.masks import rle", "pipeline.masks.rle, which is above it"),
         ("data_schemas/x.py", "from pipeline.errors import InputError", "InputError, which is above it"),
         ("data_schemas/x.py", "import torch", "imports torch; schemas use numpy and pyarrow only"),
-        ("pipeline/data/x.py", "import ray", "imports ray, which only jobs/ray_runner.py and jobs/ray_training.py may"),
+        (
+            "pipeline/data/x.py",
+            "import ray",
+            "imports ray, which only jobs/cluster/ray_runner.py and jobs/training/ray_workers.py may",
+        ),
         ("jobs/x.py", "from ray.data import from_items", "imports ray, which only"),
         ("pipeline/sam/x.py", "from sam2.build_sam import build_sam2", "imports sam2, which only"),
         ("pipeline/data/x.py", "import pycocotools.mask as m", "imports pycocotools, which only"),
@@ -154,7 +158,7 @@ def test_the_checker_sees_each_kind_of_crossing(tmp_path, file, text, expected):
 
 def test_the_checker_lets_pass_what_is_allowed(tmp_path):
     allowed = {
-        "jobs/ray_runner.py": "import ray\nfrom jobs.settings import x\nimport pipeline.models.y",
+        "jobs/cluster/ray_runner.py": "import ray\nfrom jobs.settings import x\nimport pipeline.models.y",
         "jobs/cli.py": "import pipeline.errors",
         "pipeline/models/a.py": "from pipeline.data.coco import b\nfrom . import c\nfrom .c import d\nimport torch",
         "pipeline/sam/sam2_backend.py": "import sam2\nfrom pipeline.masks import rle\nimport data_schemas.proposals",

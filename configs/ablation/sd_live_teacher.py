@@ -1,7 +1,8 @@
 """Teacher on the scenes with structural distillation from a SAM that runs in every step, on the view: the paper's way.
 
 Claim: the precomputed targets of scenes_structural lose nothing against it. Cost: three times the baseline's step
-(scenes_structural: 1.05 times), and no store; ``python -m jobs.compare_live_sam`` says how far both losses are apart.
+(scenes_structural: 1.05 times), and no store; ``python -m jobs.measurements.live_sam`` says how far both losses are
+apart.
 
     s4m-pipeline train-teacher configs/ablation/sd_live_teacher.py
 """

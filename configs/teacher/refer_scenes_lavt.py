@@ -1,8 +1,8 @@
 """LAVT on the labelled sentences of the scenes: SemiRES' burn-in, and the supervised baseline of its tables.
 
 Claim: what a small LAVT learns from few labels (paper, RefCOCO with 1 % of labels: 32.3 oIoU). Cost: about 3 minutes of
-one core. It starts from random weights: no start is shipped yet. ``python -m jobs.train_refer_base lavt --out DIR``
-trains one on other shapes, in hours; ``--cfg-options init_checkpoint=DIR/refer_lavt_base.safetensors`` takes it.
+one core. It starts from random weights: no start is shipped yet. ``python -m jobs.embedded.train_refer_base lavt
+--out DIR`` trains one on other shapes, in hours; ``init_checkpoint=DIR/refer_lavt_base.safetensors`` takes it.
 
     s4m-pipeline train-teacher configs/teacher/refer_scenes_lavt.py
 """

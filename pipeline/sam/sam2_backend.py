@@ -302,7 +302,7 @@ def _locate(name_or_path: str, config: str | None) -> tuple[Path, Path, str | No
             raise CheckpointError(
                 "the embedded SAM has no weights",
                 where=weights,
-                fix="restore the file from the repository, or train it: python -m jobs.train_scenes_nano",
+                fix="restore the file from the repository, or train it: python -m jobs.embedded.train_scenes_nano",
             )
         return weights, _architecture(SCENES_NANO), None
     if name_or_path in HUB_CHECKPOINTS and config is None:

@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 
 from jobs import ablate
-from jobs.ablation_plan import BUDGETS, CONFIGS, Planner, Study, missing_configs
-from jobs.ablation_results import markdown_table, rows_of
-from jobs.ablation_tables import TABLES, TITLES, Cell, Part, Table, find_table
+from jobs.ablation.plan import BUDGETS, CONFIGS, Planner, Study, missing_configs
+from jobs.ablation.results import markdown_table, rows_of
+from jobs.ablation.tables import TABLES, TITLES, Cell, Part, Table, find_table
 from jobs.config_files import as_text
-from jobs.training import read_training_config
+from jobs.training.runs import read_training_config
 from pipeline.errors import ConfigError, InputError
 
 ROOT = Path(__file__).parents[2]

@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from jobs import bench, bench_generators, bench_targets
-from jobs.bench import BENCHES, Line, chosen, compare
-from jobs.bench_cases import Case, Timing, blob, quartiles, write_library
-from jobs.bench_ray import plain_run, ray_run, warm_seconds, write_images
+from jobs.bench import generators as bench_generators
+from jobs.bench import run as bench
+from jobs.bench import targets as bench_targets
+from jobs.bench.cases import Case, Timing, blob, quartiles, write_library
+from jobs.bench.ray_overhead import plain_run, ray_run, warm_seconds, write_images
+from jobs.bench.run import BENCHES, Line, chosen, compare
 from pipeline.errors import ConfigError, EnvironmentProblemError
 from pipeline.sam.generator_settings import GeneratorSettings
 from pipeline.sam.sam2_backend import build_backend

@@ -1,7 +1,7 @@
 """The benches of the library in small: both ways give the same, call after call."""
 
-from jobs.bench import compare
-from jobs.bench_matching import library_read, match_1x200_1080p
+from jobs.bench.matching import library_read, match_1x200_1080p
+from jobs.bench.run import compare
 
 
 def test_matching_accepts_what_the_other_ways_accept(tmp_path):

@@ -5,9 +5,9 @@ import json
 import numpy as np
 import pytest
 
-from jobs.bench import compare
-from jobs.bench_cases import write_library
-from jobs.bench_mutual_learning import labels_against_released, one_based_runs, released_masks, share_of_step
+from jobs.bench.cases import write_library
+from jobs.bench.mutual_learning import labels_against_released, one_based_runs, released_masks, share_of_step
+from jobs.bench.run import compare
 from pipeline.masks import rle
 from pipeline.masks.library import MaskLibrary
 from pipeline.stores.proposal_store import ProposalStore

@@ -5,8 +5,8 @@ import sys
 
 import pytest
 
-from jobs.bench import compare
-from jobs.bench_stores import IMAGES_PER_SHARD, open_cases, write_records
+from jobs.bench.run import compare
+from jobs.bench.stores import IMAGES_PER_SHARD, open_cases, write_records
 from pipeline.stores.index import StoreIndex
 
 

@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from jobs import compare_live_sam, precompute_sam
-from jobs.compare_live_sam import VIEWS, Comparison, compare
+from jobs import precompute_sam
+from jobs.measurements import live_sam as compare_live_sam
+from jobs.measurements.live_sam import VIEWS, Comparison, compare
 from jobs.settings import load_settings
-from jobs.training import read_training_config
+from jobs.training.runs import read_training_config
 from pipeline.distill.live_sam import LiveSamSettings
 from pipeline.errors import ConfigError, StoreMismatchError
 from pipeline.sam.sam2_backend import build_backend

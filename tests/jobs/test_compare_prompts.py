@@ -4,8 +4,9 @@ import json
 
 import pytest
 
-from jobs import compare_prompts, pseudo_label
-from jobs.compare_prompts import WAYS, as_table, compare
+from jobs import pseudo_label
+from jobs.measurements import prompts as compare_prompts
+from jobs.measurements.prompts import WAYS, as_table, compare
 from pipeline.errors import InputError
 from tests.jobs import toy_networks as toys
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from jobs.config_files import PlainConfig, dotted_keys, load_config, parse_options, write_resolved
-from jobs.training import expand
+from jobs.training.runs import expand
 from pipeline.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]

@@ -179,7 +179,7 @@ def test_odd_files_are_refused(world, tmp_path, content, of_sentences):
         (["iom:treshold=0.5"], "did you mean iou_threshold"),
         (["iom:iou_threshold=2"], "iou_threshold"),
         (["iom:0.5"], "key=value"),
-        (["points"], "compare_prompts"),
+        (["points"], "measurements.prompts"),
         (["iom", "iom"], "once"),
     ],
 )

@@ -4,8 +4,17 @@ from dataclasses import replace
 
 import pytest
 
-from jobs import measure_stages
-from jobs.cost_model import TABLE, Row, StageSeconds, find_row, load_table, proposals_cost, save_table, similarity_cost
+from jobs.measurements import stage_table as measure_stages
+from jobs.precompute.cost_model import (
+    TABLE,
+    Row,
+    StageSeconds,
+    find_row,
+    load_table,
+    proposals_cost,
+    save_table,
+    similarity_cost,
+)
 from jobs.settings import PrecomputeSettings, SamSettings
 from pipeline.errors import InputError
 from pipeline.sam.generator_settings import GeneratorSettings
@@ -66,7 +75,7 @@ def test_a_table_comes_back_and_a_broken_one_is_named(tmp_path):
     assert find_row("x", "cpu", "fp32", [other, ROW]) == ROW
     assert find_row("x", "cpu", "bf16", [other, ROW]) is None
     (tmp_path / "table.json").write_text("[{}]")
-    with pytest.raises(InputError, match="measure_stages"):
+    with pytest.raises(InputError, match="stage_table"):
         load_table(tmp_path / "table.json")
 
 

@@ -8,7 +8,7 @@ import torch
 
 from jobs import precompute_sam
 from jobs.networks import load_network, open_config
-from jobs.training import prepare, train
+from jobs.training.runs import prepare, train
 from pipeline.models.weights import read_checkpoint
 from pipeline.stores.similarity_store import SimilarityStore
 from tests.toy_scenes import small_scenes

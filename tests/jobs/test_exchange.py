@@ -10,13 +10,13 @@ import pytest
 
 from data_schemas.manifest import ImageKey
 from jobs import cli, export_proposals, import_proposals
-from jobs.exchange import NO_POINT, NO_STABILITY
-from jobs.import_sources import CocoResults
-from jobs.json_stream import item_at, items
+from jobs.exchange.formats import NO_POINT, NO_STABILITY
+from jobs.exchange.json_stream import item_at, items
+from jobs.exchange.sources import CocoResults
 from jobs.precompute_sam import precompute
 from jobs.settings import PrecomputeSettings, SamSettings
 from jobs.store_checks import image_keys
-from jobs.training_checks import _check_store
+from jobs.training.checks import _check_store
 from pipeline.data.coco import load_images
 from pipeline.errors import AnnotationError, InputError, StoreDamagedError, StoreMismatchError
 from pipeline.masks import rle
@@ -385,7 +385,7 @@ def test_images_may_be_a_folder(data, tmp_path):
 
 @pytest.mark.parametrize("chunk", [1, 7, 64, 1 << 20])
 def test_a_list_is_read_alike_whatever_is_read_at_once(tmp_path, monkeypatch, chunk):
-    monkeypatch.setattr("jobs.json_stream._CHUNK_BYTES", chunk)
+    monkeypatch.setattr("jobs.exchange.json_stream._CHUNK_BYTES", chunk)
     values = [{"a": [1.5e-3, True, None, 'x]},{\\" \u00e9']}, {}, {"b": {"c": -12345.678}}]
     path = tmp_path / "list.json"
     path.write_text(json.dumps(values, indent=1), encoding="utf-8")

@@ -8,9 +8,9 @@ import pytest
 import torch
 from PIL import Image
 
-from jobs import figures
-from jobs.figure_pages import outlined, page, save
-from jobs.figures import Labelled, Runs, arp_figure, label_images, refinement_figure, similarity_figure
+from jobs.measurements import figures
+from jobs.measurements.figure_pages import outlined, page, save
+from jobs.measurements.figures import Labelled, Runs, arp_figure, label_images, refinement_figure, similarity_figure
 from pipeline.errors import CheckpointError
 from pipeline.refine.interface import TeacherMasks
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.isolation import THREAD_VARIABLES, IsolatedStage
+from jobs.cluster.isolation import THREAD_VARIABLES, IsolatedStage
 from pipeline.errors import EnvironmentProblemError, StoreDamagedError
 from tests.jobs.toys import DAMAGE, CountsThreads, HastyJob, HastyStage, MakeToyStage, ToyJob, ToyStage, attempts
 
@@ -98,7 +98,7 @@ def test_errors_keep_their_kind(isolated):
 
 def test_a_child_does_not_outlive_its_killed_parent(tmp_path):
     code = (
-        "import sys; from pathlib import Path; from jobs.isolation import THREAD_VARIABLES, IsolatedStage\n"
+        "import sys; from pathlib import Path; from jobs.cluster.isolation import THREAD_VARIABLES, IsolatedStage\n"
         "from tests.jobs.toys import *\n"
         "if __name__ == '__main__':\n"
         "    stage = ToyStage(Path(sys.argv[1]), sleeps={i: 0.2 for i in range(500)})\n"

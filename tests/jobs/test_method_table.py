@@ -10,8 +10,8 @@ import pytest
 
 from jobs.config_files import dotted_keys, load_config
 from jobs.settings import known_keys, load_settings
-from jobs.training import read_training_config
-from jobs.training_checks import KNOWN_KEYS, check_settings
+from jobs.training.checks import KNOWN_KEYS, check_settings
+from jobs.training.runs import read_training_config
 from pipeline.data.referring.dataset import ReferDataSettings
 from pipeline.data.referring.splits import draw_refer_split
 from pipeline.data.referring.transforms import RandomBlur

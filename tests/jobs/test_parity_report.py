@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from jobs import parity_report
-from jobs.bench_generators import scene
-from jobs.parity_report import Subject, agreement, markdown, match, p0, p1, p3, p4
+from jobs.bench.generators import scene
+from jobs.measurements import parity as parity_report
+from jobs.measurements.parity import Subject, agreement, markdown, match, p0, p1, p3, p4
 from pipeline.masks import rle
 from pipeline.sam.generator_settings import GeneratorSettings
 from pipeline.sam.sam2_backend import build_backend

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from jobs import precompute_plan
-from jobs.cost_model import Row, StageSeconds, load_table
+from jobs.cluster.ray_runner import WorkerSettings
+from jobs.precompute import plan as precompute_plan
+from jobs.precompute.cost_model import Row, StageSeconds, load_table
 from jobs.precompute_sam import load_inputs, precompute
-from jobs.ray_runner import WorkerSettings
 from jobs.settings import PrecomputeSettings, SamSettings, SimilaritySettings
 from pipeline.data.splits import draw_split, save_split
 from pipeline.errors import ConfigError, InputError, StoreMismatchError, TooManyQuarantinedError

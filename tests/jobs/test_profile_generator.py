@@ -4,10 +4,11 @@ import sys
 import pytest
 from PIL import Image
 
-from jobs import measure_prompt_budget, profile_generator
-from jobs.bench_generators import scene
-from jobs.measure_prompt_budget import Counting
-from jobs.profile_generator import STAGES, profile
+from jobs.bench.generators import scene
+from jobs.measurements import generator_profile as profile_generator
+from jobs.measurements import prompt_budget as measure_prompt_budget
+from jobs.measurements.generator_profile import STAGES, profile
+from jobs.measurements.prompt_budget import Counting
 from pipeline.sam.generator_settings import GeneratorSettings
 from pipeline.sam.sam2_backend import build_backend
 

@@ -11,8 +11,8 @@ from data_schemas.manifest import SCHEMA_VERSIONS, ImageKey, StoreIdentity
 from data_schemas.proposals import Proposal
 from data_schemas.pseudo_labels import PSEUDO_LABEL_SCHEMA
 from jobs import evaluate, pseudo_label
-from jobs.label_settings import refiner_of
-from jobs.labelling import PseudoLabelStage
+from jobs.labels.instances import PseudoLabelStage
+from jobs.labels.settings import refiner_of
 from jobs.networks import open_config
 from pipeline.data.coco import load_coco
 from pipeline.errors import CheckpointError, ConfigError, InputError, StoreMismatchError, TooManyQuarantinedError

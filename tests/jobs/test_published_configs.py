@@ -14,11 +14,11 @@ from data_schemas.similarity import SimilarityLayout, SimilarityTargets
 from jobs import convert_cityscapes, split
 from jobs.config_files import load_config
 from jobs.evaluate_cityscapes import cityscapes_figures, cityscapes_lines, is_cityscapes
-from jobs.launch import launch
 from jobs.settings import load_settings
 from jobs.store_checks import image_keys
-from jobs.training import read_done, read_training_config
-from jobs.training_checks import check_inputs, check_settings
+from jobs.training.checks import check_inputs, check_settings
+from jobs.training.launch import launch
+from jobs.training.runs import read_done, read_training_config
 from pipeline.data.coco import load_coco
 from pipeline.errors import AnnotationError, InputError
 from pipeline.masks import rle

@@ -4,7 +4,7 @@ import pickle
 
 import pytest
 
-from jobs.ray_runner import ACTOR_RESTARTS, WorkerSettings, pool_size, run_sharded
+from jobs.cluster.ray_runner import ACTOR_RESTARTS, WorkerSettings, pool_size, run_sharded
 from pipeline.errors import ConfigError, EnvironmentProblemError, StoreDamagedError
 from tests.jobs.toys import DAMAGE, KillsItsActor, MakeToyStage, ToyJob, ToyStage, attempts
 

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from jobs import train_student, train_teacher, training
-from jobs.ray_training import _cause, followed, gpu_for_each
+from jobs import train_student, train_teacher
+from jobs.training import runs as training
+from jobs.training.ray_workers import _cause, followed, gpu_for_each
 from pipeline.errors import CheckpointError, EnvironmentProblemError
 from pipeline.models.weights import read_checkpoint
 from tests.toy_scenes import small_scenes

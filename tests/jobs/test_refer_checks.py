@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from jobs import train_teacher
-from jobs.refer_checks import check_sentence_settings, refuse_missing_weights
-from jobs.training import check, read_training_config
+from jobs.training.refer_checks import check_sentence_settings, refuse_missing_weights
+from jobs.training.runs import check, read_training_config
 from pipeline.errors import CheckpointError, ConfigError, InputError
 from tests.jobs import toy_networks as toys
 

@@ -11,7 +11,7 @@ import torch
 from data_schemas.manifest import SCHEMA_VERSIONS, ImageKey, StoreIdentity
 from data_schemas.proposals import Proposal
 from jobs import correction_stats, evaluate, export, predict, pseudo_label, split, train_student, train_teacher
-from jobs.refer_results import read_answers
+from jobs.labels.answers import read_answers
 from pipeline.data.coco import load_coco
 from pipeline.data.referring.sets import load_refer_set
 from pipeline.data.splits import load_split

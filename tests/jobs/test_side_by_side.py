@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from jobs.side_by_side import Command, run_side_by_side
+from jobs.cluster.side_by_side import Command, run_side_by_side
 from pipeline.errors import EnvironmentProblemError
 
 PYTHON = (sys.executable, "-u", "-c")

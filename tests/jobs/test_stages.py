@@ -9,9 +9,9 @@ from PIL import Image
 
 from data_schemas.manifest import SCHEMA_VERSIONS, ImageKey, StoreIdentity
 from data_schemas.similarity import SimilarityLayout, dequantise, quantise
-from jobs import stages
+from jobs.precompute import stages
+from jobs.precompute.stages import ProposalStage, ShardJob, SimilarityStage
 from jobs.settings import PrecomputeSettings, SamSettings, SimilaritySettings
-from jobs.stages import ProposalStage, ShardJob, SimilarityStage
 from pipeline.errors import EnvironmentProblemError
 from pipeline.images import read_image
 from pipeline.masks import rle

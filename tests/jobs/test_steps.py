@@ -6,10 +6,11 @@ import sys
 import pytest
 import torch
 
-from jobs import bench_steps, step_times
-from jobs.bench import BENCHES
-from jobs.step_times import PARTS, PartClock, step_ratio, summary, table
-from jobs.stepping import demo_config
+from jobs.bench import steps as bench_steps
+from jobs.bench.run import BENCHES
+from jobs.bench.stepping import demo_config
+from jobs.measurements import step_times
+from jobs.measurements.step_times import PARTS, PartClock, step_ratio, summary, table
 from pipeline.models import mask2former, semi_student
 from pipeline.sam.sam2_backend import build_backend
 from tests.jobs.toy_demo import CONFIGS

@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
-from jobs import task_pool
-from jobs.task_pool import NOT_RUN, Task, TaskJob, TaskStage, describe, run_tasks, run_tasks_on_ray, seconds_of
+from jobs.cluster import task_pool
+from jobs.cluster.task_pool import NOT_RUN, Task, TaskJob, TaskStage, describe, run_tasks, run_tasks_on_ray, seconds_of
 from tests.jobs.test_side_by_side import meet
 
 PYTHON = (sys.executable, "-u", "-c")

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from jobs import train_refer_base
+from jobs.embedded import train_refer_base
 from pipeline.models.weights import load_network, read_weights
 
 

@@ -11,9 +11,10 @@ import torch
 from mmengine.config import Config
 from mmengine.utils import get_object_from_string
 
-from jobs import train_student, train_teacher, training
+from jobs import train_student, train_teacher
 from jobs.config_files import load_config, write_resolved
-from jobs.training import (
+from jobs.training import runs as training
+from jobs.training.runs import (
     DONE,
     RESOLVED,
     expand,

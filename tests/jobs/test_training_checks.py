@@ -10,9 +10,9 @@ import pytest
 from data_schemas.manifest import SCHEMA_VERSIONS, ImageKey, ImageOutcome, StoreIdentity
 from data_schemas.similarity import SimilarityLayout, SimilarityTargets
 from jobs.config_files import load_config
-from jobs.launch import launch, refuse_many_workers
-from jobs.training import held, read_training_config, run_dir
-from jobs.training_checks import check_inputs, check_settings
+from jobs.training.checks import check_inputs, check_settings
+from jobs.training.launch import launch, refuse_many_workers
+from jobs.training.runs import held, read_training_config, run_dir
 from pipeline.data.coco import load_coco, make_coco, subset
 from pipeline.data.splits import draw_split, load_split, save_split
 from pipeline.errors import ConfigError, InputError, StoreMismatchError

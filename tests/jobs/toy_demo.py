@@ -6,10 +6,11 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from jobs import bench_steps, precompute_sam
+from jobs import precompute_sam
+from jobs.bench import steps as bench_steps
 from jobs.config_files import write_resolved
 from jobs.settings import load_settings
-from jobs.training import RESOLVED, read_training_config
+from jobs.training.runs import RESOLVED, read_training_config
 from pipeline.scenes.dataset import SceneFiles
 from tests.jobs.toy_networks import fresh_network
 from tests.toy_scenes import small_scenes

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from jobs.train_scenes_base import build_model
+from jobs.embedded.train_scenes_base import build_model
 from pipeline.models.base_training import BaseStage, BaseTrainer, ObjectClassifier, recall_at_half, semantic_loss
 from pipeline.scenes.cache import draw_arrays
 from pipeline.scenes.render import SceneStyle

@@ -9,7 +9,7 @@ import pytest
 from killing import STEPS, die_at, fork_server, run
 from toy_stores import commit, contents, fill, open_writer
 
-from jobs.overlap import run_overlapped
+from jobs.precompute.overlap import run_overlapped
 from pipeline.errors import EnvironmentProblemError
 from pipeline.stores.verify import verify
 

@@ -9,7 +9,7 @@ import torch
 from omegaconf import OmegaConf
 
 from data_schemas.proposals import check_proposal, proposal_order
-from jobs.stock_generator import stock_generator
+from jobs.bench.stock_generator import stock_generator
 from pipeline.errors import ConfigError
 from pipeline.masks import rle
 from pipeline.sam import full_resolution

@@ -1,0 +1,1 @@
+"""Our speed beside others', as ratios; ``python -m jobs.bench``."""

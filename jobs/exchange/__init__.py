@@ -1,0 +1,1 @@
+"""Libraries from and for other tools: formats, sources, large JSON files."""

@@ -1,0 +1,1 @@
+"""What ``pseudo-label`` reads, makes and counts."""

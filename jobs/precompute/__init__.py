@@ -1,0 +1,1 @@
+"""What ``precompute-sam`` plans, computes and costs."""

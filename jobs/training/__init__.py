@@ -1,0 +1,1 @@
+"""What ``train-teacher`` and ``train-student`` share: the run, its checks, its workers."""

@@ -1,0 +1,434 @@
+"""From a config file to a finished training run; what train-teacher and train-student share.
+
+A run directory holds ``resolved_config.py`` (what was meant), ``provenance.json`` (what it ran with), the checkpoints
+and, once finished, ``done.json``. The same command again is then a no-op.
+"""
+
+import contextlib
+import json
+import logging
+import os
+import platform
+import re
+import shutil
+import sys
+import uuid
+import warnings
+import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from jobs.config_files import PlainConfig, load_config, parse_options, write_resolved
+from pipeline.data.coco import write_json
+from pipeline.errors import CheckpointError, ConfigError, EnvironmentProblemError, InputError
+
+RESOLVED, PROVENANCE, DONE = "resolved_config.py", "provenance.json", "done.json"
+STUDENT_PARTS = ("detector", "segmentor")
+"""Keys of ``model`` under which a student's config holds its network: of instances, of referring expressions."""
+_PLACEHOLDER = re.compile(r"\{(\w+)\}")
+_FIGURE = re.compile(r"val/\w+/(.+)")
+"""How mmengine logs what a metric measured, after the metric's prefix."""
+_TRAIN_A_TEACHER = "train a teacher (s4m-pipeline train-teacher), then set teacher_checkpoint to its run directory"
+
+
+@dataclass(frozen=True)
+class TrainingRun:
+    """What a training process needs to know."""
+
+    config_path: Path
+    """The resolved config in the run directory."""
+    work_dir: Path
+    resume_from: Path | None
+    """Checkpoint to go on from."""
+
+
+def expand(config: Any) -> None:
+    """Fill ``{name}`` in strings of a config with its top-level settings, in place.
+
+    A string that is nothing but ``{name}`` becomes the setting's value, of any type.
+
+    Raises:
+        ConfigError: a name that is no top-level setting.
+    """
+    tree = config._cfg_dict  # raw items: mmengine's own look-up would import every class that is named
+    settings = {k: v for k, v in dict.items(tree) if v is None or isinstance(v, str | int | float)}
+
+    def fill(value: Any) -> Any:
+        if isinstance(value, str):
+            return _fill_text(value, settings)
+        if isinstance(value, list | tuple):
+            return type(value)(fill(item) for item in value)
+        if isinstance(value, dict):
+            for key, item in list(dict.items(value)):
+                dict.__setitem__(value, key, fill(item))
+        return value
+
+    fill(tree)
+
+
+def _fill_text(text: str, settings: Mapping[str, Any], depth: int = 0) -> Any:
+    names = _PLACEHOLDER.findall(text)
+    unknown = [name for name in names if name not in settings]
+    if unknown or depth > 8:
+        raise ConfigError(
+            "a placeholder cannot be filled",
+            where=text,
+            expected=f"one of {sorted(settings)}",
+            got=unknown or "a circle of placeholders",
+        )
+    if not names:
+        return text
+    if text == f"{{{names[0]}}}" and not isinstance(settings[names[0]], str):
+        return settings[names[0]]
+    return _fill_text(_PLACEHOLDER.sub(lambda match: str(settings[match[1]]), text), settings, depth + 1)
+
+
+def prepare(
+    config_path: Path,
+    *,
+    cfg_options: list[str],
+    work_dir: Path | None,
+    resume: bool,
+    overwrite: bool,
+) -> TrainingRun | None:
+    """Check the request and what it needs, then write the resolved config; nothing is touched before all is checked.
+
+    Returns:
+        What to run; None where it is finished already.
+
+    Raises:
+        ConfigError: a wrong config.
+        InputError: the run directory holds another or an unfinished run and neither --resume nor --overwrite is given.
+        PipelineError: see :func:`check`.
+    """
+    config = read_training_config(config_path, cfg_options)
+    folder = run_dir(config_path, work_dir)
+    config.work_dir = str(folder)
+    resolved = folder / RESOLVED
+    is_begun = (folder / DONE).exists() or last_checkpoint(folder) is not None
+    if overwrite:
+        if folder.exists() and any(folder.iterdir()) and not resolved.exists():
+            raise InputError(
+                "--overwrite deletes run directories only",
+                where=folder,
+                expected=f"an empty folder, or one with {RESOLVED}",
+                fix="choose another --work-dir, or empty it yourself",
+            )
+    elif resolved.exists() and is_begun:
+        stored = resolved.read_text()
+        pending = folder / f"{RESOLVED}.new.py"
+        write_resolved(config, pending)
+        same = pending.read_text() == stored
+        pending.unlink()
+        if not same:
+            raise InputError(
+                "the run directory holds a run of another configuration",
+                where=folder,
+                expected=f"the settings of {resolved}",
+                fix="choose another --work-dir, or --overwrite",
+            )
+        if (folder / DONE).exists():
+            return None
+        if not resume:
+            raise InputError(
+                "the run directory holds an unfinished run",
+                where=folder,
+                fix="--resume goes on from its last checkpoint, --overwrite starts again",
+            )
+    elif resume and not resolved.exists():
+        raise InputError("nothing to resume", where=folder, expected=RESOLVED, fix="leave --resume out")
+    check(config, where=config_path, is_new=overwrite or not is_begun)
+    if overwrite and folder.exists():
+        remove_run(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_resolved(config, resolved)
+    write_json(provenance(), folder / PROVENANCE)
+    return TrainingRun(resolved, folder, last_checkpoint(folder))
+
+
+def read_training_config(config_path: Path, cfg_options: list[str]) -> Any:
+    """A training config, overrides applied and placeholders filled.
+
+    Raises:
+        ConfigError: no such file, an unknown key, an override without effect, or no config of a training.
+    """
+    from jobs.training.checks import KNOWN_KEYS, refuse_dead_overrides
+
+    config = load_config(config_path, cfg_options, also_known=KNOWN_KEYS)
+    refuse_dead_overrides(parse_options(cfg_options), config, where=f"--cfg-options, {config_path}")
+    missing = [name for name in ("model", "train_dataloader", "train_cfg") if name not in config._cfg_dict]
+    if missing:
+        raise ConfigError(
+            "this config describes no training",
+            where=config_path,
+            expected="a file of configs/teacher or configs/student, or a copy",
+            got=f"no key `{missing[0]}`",
+        )
+    expand(config)
+    return config
+
+
+def check(config: Any, *, where: str | Path, is_new: bool = True) -> None:
+    """Refuse what cannot be trained: settings, device, first teacher, starting weights, data, stores.
+
+    Args:
+        config: From :func:`read_training_config`.
+        where: For messages.
+        is_new: The run starts from its starting weights, not from a checkpoint of its own.
+
+    Raises:
+        PipelineError: the first that does not fit.
+    """
+    quieten()
+    import pipeline.models.mmcv_ops  # noqa: F401  (before mmdet, which the config's classes import)
+    from jobs.training.checks import check_inputs, check_settings
+    from jobs.training.refer_checks import refuse_missing_weights
+
+    check_settings(config, where=where)
+    refuse_missing_device(config)
+    if has_teacher(config):
+        teacher_start(config.get("teacher_checkpoint"))
+    if is_new:
+        if config.get("init_checkpoint"):
+            newest_of(config.init_checkpoint, setting="init_checkpoint")
+        refuse_missing_weights(config)
+    check_inputs(config)
+
+
+def has_teacher(config: Any) -> bool:
+    """Whether a training config is a student's, with a teacher beside the network that learns."""
+    return any(name in config.model for name in STUDENT_PARTS)
+
+
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Keep a run directory for this process; its lock lies beside it, because --overwrite deletes the directory.
+
+    Raises:
+        InputError: another process on this machine trains there.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    if folder.exists() and not folder.is_dir():
+        raise InputError("a run directory is wanted", where=folder, got="a file", fix="choose another --work-dir")
+    path = folder.with_name(f".{folder.name}.lock")
+    path.touch()  # OSError where nothing can be written; the lock would take that for another process
+    lock = FileLock(path, fallback_to_soft=False)
+    # Some network disks have no locks.
+    with contextlib.suppress(NotImplementedError):
+        try:
+            lock.acquire(timeout=0)
+        except Timeout as error:
+            raise InputError(
+                "another process trains in this run directory",
+                where=folder,
+                fix="wait for it, or choose another --work-dir",
+            ) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """The newest checkpoint of a run that is complete on disk.
+
+    A run killed while it wrote leaves a file cut short: the archive's directory, at its end, is missing.
+    """
+    steps = {path: path.stem.removeprefix("iter_") for path in folder.glob("iter_*.pth")}
+    found = sorted((path for path in steps if steps[path].isdigit()), key=lambda path: int(steps[path]), reverse=True)
+    return next((path for path in found if zipfile.is_zipfile(path)), None)
+
+
+def is_interrupted(folder: Path) -> bool:
+    """Whether a run was begun there, wrote a checkpoint, and did not finish."""
+    return (folder / RESOLVED).exists() and not (folder / DONE).exists()
+
+
+def remove_run(folder: Path) -> None:
+    """Delete a folder that this pipeline wrote, with all that is in it."""
+    shutil.rmtree(folder)
+
+
+def provenance() -> dict[str, Any]:
+    """Versions, machine and command of a run."""
+    from importlib.metadata import version
+
+    names = ("torch", "torchvision", "onedl-mmdetection", "onedl-mmengine", "onedl-mmcv", "rf-sam-2", "numpy")
+    return {
+        "command": sys.argv,
+        "python": platform.python_version(),
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        "versions": {name: version(name) for name in names},
+    }
+
+
+def quieten() -> None:
+    """Keep libraries from writing pages that nobody reads."""
+    warnings.filterwarnings("ignore")
+    logging.getLogger("mmengine").setLevel(logging.WARNING)
+
+
+def train(run: TrainingRun, *, launcher: str = "none", device: str | None = None) -> dict[str, Any]:
+    """Run the training in this process.
+
+    Args:
+        run: From :func:`prepare`.
+        launcher: none, or pytorch inside a process group.
+        device: auto | cpu | cuda instead of the config's.
+
+    Returns:
+        The last validation's figures.
+
+    Raises:
+        PipelineError: see the loaders of data, stores and checkpoints.
+    """
+    quieten()
+    from mmengine.config import Config
+    from mmengine.dist import broadcast, get_rank
+
+    import pipeline.models.mmcv_ops  # noqa: F401  (before mmdet)
+    from pipeline.models.training_hooks import TrainingRunner
+    from pipeline.models.weights import read_checkpoint
+
+    config = PlainConfig.of(Config.fromfile(run.config_path))
+    config.launcher = launcher
+    # mmengine keeps hubs and visualizers by name for the life of the process: a second run would log into the first.
+    config.experiment_name = config.visualizer.name = f"{run.work_dir.name}_{uuid.uuid4().hex[:8]}"
+    config.device = device or config.get("device", "auto")
+    use_device(config)
+    # Both before minutes go into building the rest.
+    if run.resume_from is not None:
+        read_checkpoint(run.resume_from)  # refuses what mmengine's own loader would unpickle
+    elif has_teacher(config):
+        teacher_start(config.get("teacher_checkpoint"))
+
+    runner = TrainingRunner.from_cfg(config)
+    model = _unwrapped(runner.model)
+    if run.resume_from is not None:
+        runner._load_from, runner._resume = str(run.resume_from), True
+    else:
+        model.init_weights()
+        initialise(model, config)
+        for value in model.state_dict().values():
+            broadcast(value)  # the wrapper did so before these weights were there
+    model.init_weights = lambda: None  # the runner would start from random values again
+    runner.train()
+    figures = {
+        match[1]: value.current()
+        for name, value in runner.message_hub.log_scalars.items()
+        if (match := _FIGURE.match(name))
+    }
+    if get_rank() == 0:
+        write_json({"iterations": runner.iter, "validation": figures}, run.work_dir / DONE)
+    return figures
+
+
+def _unwrapped(model: Any) -> Any:
+    return getattr(model, "module", model)
+
+
+def initialise(model: Any, config: Any) -> None:
+    """Give the networks their starting weights, strictly.
+
+    ``init_checkpoint`` starts the network that learns, without the parameters that match ``init_skip`` (the class
+    layer by default: another data set has other classes); ``teacher_checkpoint`` starts the teacher of a student.
+    """
+    from pipeline.models.weights import CLASS_LAYERS, load_network, read_weights
+
+    learner = getattr(model, "student", model)
+    if config.get("init_checkpoint"):
+        skip = config.get("init_skip") or CLASS_LAYERS
+        start = newest_of(config.init_checkpoint, setting="init_checkpoint")
+        weights = read_weights(start, prefix="student")
+        kept = {name: value for name, value in weights.items() if not re.search(skip, name)}
+        load_network(learner, kept, where=start, may_lack=skip)
+    if hasattr(model, "teacher"):
+        start = teacher_start(config.get("teacher_checkpoint"))
+        load_network(model.teacher, read_weights(start, prefix="teacher"), where=start)
+
+
+def teacher_start(setting: str | None) -> str:
+    """The checkpoint that ``teacher_checkpoint`` means; see :func:`newest_of`.
+
+    Raises:
+        ConfigError: none is given.
+        CheckpointError: see :func:`newest_of`.
+    """
+    if not setting:
+        raise ConfigError("a student needs a teacher", where="teacher_checkpoint", got=setting, fix=_TRAIN_A_TEACHER)
+    return newest_of(setting, setting="teacher_checkpoint")
+
+
+def newest_of(value: str, *, setting: str) -> str:
+    """The checkpoint that a setting means: an embedded name, a file, or the newest of a run directory.
+
+    Raises:
+        CheckpointError: nothing is there, or a run directory without a checkpoint.
+    """
+    from pipeline.models.weights import EMBEDDED
+
+    fix = _TRAIN_A_TEACHER if setting == "teacher_checkpoint" else f"correct {setting}"
+    if value in EMBEDDED or Path(value).is_file():
+        return value
+    if not Path(value).exists():
+        expected = f"a run directory, a file, or one of {sorted(EMBEDDED)}"
+        raise CheckpointError("no such checkpoint", where=value, expected=expected, fix=fix)
+    newest = last_checkpoint(Path(value))
+    if newest is None:
+        raise CheckpointError("no checkpoint in the run directory", where=value, fix=fix)
+    return str(newest)
+
+
+def refuse_missing_device(config: Any) -> None:
+    """Check the config's ``device``: auto (a GPU where there is one) | cpu | cuda.
+
+    Raises:
+        ConfigError: another word.
+        EnvironmentProblemError: cuda, and there is no GPU.
+    """
+    import torch
+
+    wants = str(config.get("device", "auto"))
+    if wants not in ("auto", "cpu", "cuda"):
+        raise ConfigError("unknown device", where="device", expected="auto | cpu | cuda", got=wants)
+    if wants == "cuda" and not torch.cuda.is_available():
+        raise EnvironmentProblemError(
+            "no GPU", where="device", expected=wants, got="torch sees none", fix="set device=cpu or device=auto"
+        )
+
+
+def use_device(config: Any) -> None:
+    """Make mmengine train on the config's ``device``; errors as :func:`refuse_missing_device`."""
+    import mmengine.device.utils as mmengine_device
+    import torch
+
+    refuse_missing_device(config)
+    on_gpu = torch.cuda.is_available() and config.get("device", "auto") != "cpu"
+    mmengine_device.DEVICE = "cuda" if on_gpu else "cpu"  # the runner asks get_device(), which has no setter
+
+
+def say(text: str) -> None:
+    """One line to the user."""
+    print(text, flush=True)
+
+
+def finished_line(run: TrainingRun, figures: Mapping[str, Any]) -> str:
+    """What a finished run says."""
+    shown = ", ".join(f"{name} {value:.4f}" for name, value in figures.items())
+    return f"finished: {shown or 'no validation'}; {run.work_dir}"
+
+
+def run_dir(config_path: Path, work_dir: Path | None) -> Path:
+    """Where a run is written: what was asked for, or work_dirs/<folder>_<name of the config>."""
+    return work_dir or Path("work_dirs") / f"{config_path.parent.name}_{config_path.stem}"
+
+
+def read_done(folder: Path) -> dict[str, Any]:
+    """The figures of a finished run."""
+    figures: dict[str, Any] = json.loads((folder / DONE).read_text())
+    return figures
