@@ -11,6 +11,8 @@ from mmengine.config import read_base
 with read_base():
     from .nuclei_guided import *
 
+max_iters = 300
+learning_rate = 3e-4
 burn_in = 0
 init_checkpoint = "{teacher_checkpoint}"
 init_skip = "^$"

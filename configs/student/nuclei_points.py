@@ -1,5 +1,7 @@
 """The student on nuclei, masks refined by SAM from 3 points each; otherwise as scenes_points.
 
+Both networks start from the structural teacher: a few hundred steps are too few to learn queries twice.
+
 s4m-pipeline train-student configs/student/nuclei_points.py --cfg-options root=DIR --cfg-options store=STORE
 """
 
@@ -15,9 +17,14 @@ from pipeline.models.training_hooks import BurnInEmaHook
 
 store = "work_dirs/nuclei_store"
 batch_size = 4
-burn_in = 150
+max_iters = 300
+learning_rate = 3e-4
+burn_in = 0
 ema_decay = 0.99
 teacher_checkpoint = "work_dirs/teacher_nuclei_structural"
+init_checkpoint = "{teacher_checkpoint}"
+init_skip = "^$"
+"""Nothing is left out of the start: its classes and queries are ours."""
 detector = model
 data_preprocessor = detector.pop("data_preprocessor")
 model = dict(
