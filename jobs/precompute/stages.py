@@ -25,7 +25,7 @@ from pipeline.masks import rle
 from pipeline.sam.decoder_features import sample_target_points, similarity_targets
 from pipeline.sam.interface import ImageEmbedding, SamBackend
 from pipeline.sam.sam2_backend import build_backend
-from pipeline.sam.segment_everything import segment_everything
+from pipeline.sam.segment_everything import BatchSize, segment_everything
 from pipeline.stores.proposal_store import commit_proposals
 from pipeline.stores.shards import ShardTask
 from pipeline.stores.similarity_store import commit_similarity
@@ -94,6 +94,7 @@ class ProposalStage:
         """Load the SAM."""
         self.settings = settings
         self.backend = make_backend(settings.sam)
+        self.batch = BatchSize(settings.proposals.points_per_batch)
 
     def __call__(self, job: ShardJob, tell: Tell = lambda _: None) -> ShardReport:
         """Compute and publish one shard."""
@@ -103,7 +104,9 @@ class ProposalStage:
         """Compute one shard."""
 
         def proposals(_key: ImageKey, image: NDArray[np.uint8], embedding: ImageEmbedding) -> list[Proposal]:
-            return segment_everything(self.backend, image, self.settings.proposals, embedding=embedding)
+            return segment_everything(
+                self.backend, image, self.settings.proposals, embedding=embedding, batch=self.batch
+            )
 
         done = compute_embedded(job, self.backend, proposals, self.settings, tell)
         return partial(_publish, commit_proposals, job.task, done)

@@ -11,7 +11,7 @@ class GeneratorSettings:
 
     points_per_side: int = 32
     points_per_batch: int = 64
-    """Clicks decoded together; memory only. Halved where a GPU's memory is not enough."""
+    """Clicks decoded together; memory only. Halved, for all later images too, where a GPU's memory is not enough."""
     pred_iou_threshold: float = 0.8
     """Keep masks whose predicted IoU is above this; 0 or less keeps all."""
     stability_score_threshold: float = 0.95

@@ -63,12 +63,20 @@ class Candidates:
         )
 
 
+@dataclass
+class BatchSize:
+    """How many are computed together: as many as wished, and fewer for good once a GPU's memory was not enough."""
+
+    fits: int
+
+
 def segment_everything(
     backend: SamBackend,
     image: NDArray[np.uint8],
     settings: GeneratorSettings | None = None,
     *,
     embedding: ImageEmbedding | None = None,
+    batch: BatchSize | None = None,
 ) -> list[Proposal]:
     """All distinct, confident and stable masks of an image.
 
@@ -77,19 +85,21 @@ def segment_everything(
         image: [H, W, 3] uint8 RGB.
         settings: what to keep; the reference's defaults if None.
         embedding: of the whole image, if it was made already, for instance with others in one batch.
+        batch: keeps from image to image what the GPU had no room for; ``settings.points_per_batch`` anew if None.
 
     Returns:
         Proposals in the canonical frame, in the order of :func:`proposal_order`: score falling, area
         falling, RLE bytes. An image may have none. An empty mask is never a proposal.
     """
     settings = settings or GeneratorSettings()
+    batch = batch or BatchSize(settings.points_per_batch)
     crops = crops_of(image.shape[:2], settings.crop_n_layers, settings.crop_overlap_ratio)
     found: list[Proposal] = []
     areas: list[int] = []
     for crop in crops:
         whole = embedding if crop.layer == 0 else None
         seen = whole if whole is not None else backend.embed([crop.of(image)])[0]
-        proposals = segment_crop(backend, seen, crop, settings)
+        proposals = segment_crop(backend, seen, crop, settings, batch)
         found += proposals
         areas += [crop.area] * len(proposals)
     if len(crops) > 1:
@@ -103,7 +113,7 @@ def segment_everything(
 
 
 def segment_crop(
-    backend: SamBackend, embedding: ImageEmbedding, crop: Crop, settings: GeneratorSettings
+    backend: SamBackend, embedding: ImageEmbedding, crop: Crop, settings: GeneratorSettings, batch: BatchSize
 ) -> list[Proposal]:
     """The proposals of one crop (or of the whole image), in the image's frame, distinct among themselves."""
     factor = settings.crop_n_points_downscale_factor**crop.layer
@@ -112,10 +122,10 @@ def segment_crop(
     if settings.coarse_points_per_side is not None:
         coarse = max(1, settings.coarse_points_per_side // factor)
         first = point_grid(coarse, embedding.size_hw, backend.input_hw)
-        found += stable_masks(backend, embedding, first, crop, settings)
+        found += stable_masks(backend, embedding, first, crop, settings, batch)
         logits = torch.cat([candidates.logits for candidates, _ in found])
         points_xy = points_xy[~spared(points_xy, logits, embedding.size_hw, coarse).cpu()]
-    found += stable_masks(backend, embedding, points_xy, crop, settings)
+    found += stable_masks(backend, embedding, points_xy, crop, settings, batch)
     candidates = Candidates.joined([each for each, _ in found])
     measures = Measures.joined([each for _, each in found])
     keep = distinct(measures.boxes_xyxy, candidates.predicted_iou, settings.box_nms_threshold)
@@ -123,11 +133,16 @@ def segment_crop(
 
 
 def stable_masks(
-    backend: SamBackend, embedding: ImageEmbedding, points_xy: Tensor, crop: Crop, settings: GeneratorSettings
+    backend: SamBackend,
+    embedding: ImageEmbedding,
+    points_xy: Tensor,
+    crop: Crop,
+    settings: GeneratorSettings,
+    batch: BatchSize | None = None,
 ) -> list[tuple[Candidates, Measures]]:
     """What clicks [N, 2] give that passes all filters, batch by batch, so that the rest's logits are not held."""
     found, full = [], None
-    for candidates in decode_grid(backend, embedding, points_xy, settings):
+    for candidates in decode_grid(backend, embedding, points_xy, settings, batch):
         full = full or FullResolution.of(candidates.logits, embedding.size_hw)
         found.append(keep_stable(full, candidates, crop, settings))
     return found
@@ -148,21 +163,26 @@ def point_grid(points_per_side: int, size_hw: tuple[int, int], input_hw: tuple[i
 
 
 def decode_grid(
-    backend: SamBackend, embedding: ImageEmbedding, points_xy: Tensor, settings: GeneratorSettings
+    backend: SamBackend,
+    embedding: ImageEmbedding,
+    points_xy: Tensor,
+    settings: GeneratorSettings,
+    batch: BatchSize | None = None,
 ) -> Iterator[Candidates]:
     """Decode clicks [N, 2] in batches; of their 3 N masks keep those with a high predicted IoU, in order."""
+    batch = batch or BatchSize(settings.points_per_batch)
     threshold = settings.pred_iou_threshold if settings.pred_iou_threshold > 0 else -math.inf
 
-    def decode(batch: slice) -> Candidates:
-        points = points_xy[batch]
+    def decode(part: slice) -> Candidates:
+        points = points_xy[part]
         labels = torch.ones(len(points), 1, dtype=torch.int32)
         lowest = -math.inf if settings.use_m2m else threshold
         masks = backend.decode_confident(embedding, points[:, None], labels, lowest)
         if settings.use_m2m:
-            masks = _refined(backend, embedding, points, masks, settings, threshold)
+            masks = _refined(backend, embedding, points, masks, batch, threshold)
         return Candidates(masks.logits, masks.predicted_iou, points.to(masks.logits.device)[masks.prompt])
 
-    yield from in_batches(len(points_xy), settings.points_per_batch, decode)
+    yield from in_batches(len(points_xy), batch, decode)
 
 
 def _refined(
@@ -170,40 +190,41 @@ def _refined(
     embedding: ImageEmbedding,
     points_xy: Tensor,
     masks: ConfidentMasks,
-    settings: GeneratorSettings,
+    batch: BatchSize,
     threshold: float,
 ) -> ConfidentMasks:
     """Every mask prompted with its click and itself; those keep that are confident then."""
     chosen = points_xy.to(masks.prompt.device)[masks.prompt]
 
-    def decode(batch: slice) -> tuple[Tensor, Tensor]:
-        return backend.decode_with_mask(embedding, chosen[batch], masks.logits[batch])
+    def decode(part: slice) -> tuple[Tensor, Tensor]:
+        return backend.decode_with_mask(embedding, chosen[part], masks.logits[part])
 
-    parts = list(in_batches(len(masks.prompt), settings.points_per_batch, decode))
+    parts = list(in_batches(len(masks.prompt), batch, decode))
     logits, predicted_iou = (torch.cat(column) for column in zip(*parts, strict=True))
     keep = predicted_iou > threshold
     return ConfidentMasks(logits[keep], predicted_iou[keep], masks.prompt[keep])
 
 
-def in_batches(num: int, size: int, compute: Callable[[slice], T]) -> Iterator[T]:
-    """Compute slices of ``size`` one after the other; where the GPU's memory is not enough, smaller ones from there on.
+def in_batches(num: int, batch: BatchSize, compute: Callable[[slice], T]) -> Iterator[T]:
+    """Compute slices one after the other; where the GPU's memory is not enough, smaller ones from there on.
 
     Raises:
         torch.OutOfMemoryError: even a single one needs more.
     """
     start = 0
     while start < num:
+        stop = start + batch.fits
         try:
-            result = compute(slice(start, start + size))
+            result = compute(slice(start, stop))
         except torch.OutOfMemoryError:
-            if size == 1:
+            if batch.fits == 1:
                 raise
         else:
             yield result
-            start += size
+            start = stop
             continue
         # Out here, because inside the handler the error still holds what was allocated.
-        size = max(1, size // 2)
+        batch.fits = max(1, batch.fits // 2)
         torch.cuda.empty_cache()
 
 

@@ -16,7 +16,7 @@ from pipeline.sam import full_resolution
 from pipeline.sam.coarse_to_fine import spared
 from pipeline.sam.generator_settings import GeneratorSettings
 from pipeline.sam.sam2_backend import SCENES_NANO, Sam2Backend, _architecture, build_backend, build_model
-from pipeline.sam.segment_everything import distinct, in_batches, point_grid, segment_everything
+from pipeline.sam.segment_everything import BatchSize, distinct, in_batches, point_grid, segment_everything
 from pipeline.sam.small_regions import clean
 from tests.fakes import FakeSam, region_at
 
@@ -259,12 +259,22 @@ def test_a_full_device_halves_the_batch_and_goes_on(busy):
     assert [each.rle_counts for each in found] == [each.rle_counts for each in expected]
 
 
+def test_what_fits_is_found_once_and_kept_for_the_next_images(busy):
+    crowded = Crowded(busy.model, name="x", sha256="0" * 64)
+    crowded.tried = []
+    settings, batch = GeneratorSettings(6, 30, 0.5, 0.1, 0.01, 0.7), BatchSize(30)
+    first = segment_everything(crowded, mosaic(), settings, batch=batch)
+    crowded.tried = []
+    assert segment_everything(crowded, mosaic(), settings, batch=batch) == first
+    assert crowded.tried == [3] * 12
+
+
 def test_a_device_without_room_for_one_click_says_so():
     def compute(_):
         raise torch.OutOfMemoryError("no room at all")
 
     with pytest.raises(torch.OutOfMemoryError, match="at all"):
-        list(in_batches(3, 4, compute))
+        list(in_batches(3, BatchSize(4), compute))
 
 
 @pytest.mark.parametrize(
