@@ -96,6 +96,13 @@ def check_sentences(config: Any, sets: Sequence[Mapping[str, Any]]) -> None:
         )
 
 
+def without_overwritten_weights(config: Any) -> None:
+    """Where a checkpoint of the whole network is the start, its backbone needs no file of its own."""
+    backbone: Any = (sentence_network(config) or {}).get("backbone")
+    if backbone and config.get("init_checkpoint"):
+        backbone["weights"] = None
+
+
 def refuse_missing_weights(config: Any) -> None:
     """Check that the backbone's pretrained weights are there.
 

@@ -196,7 +196,8 @@ def check(config: Any, *, where: str | Path, is_new: bool = True) -> None:
     if is_new:
         if config.get("init_checkpoint"):
             newest_of(config.init_checkpoint, setting="init_checkpoint")
-        refuse_missing_weights(config)
+        else:
+            refuse_missing_weights(config)
     check_inputs(config)
 
 
@@ -292,6 +293,7 @@ def train(run: TrainingRun, *, launcher: str = "none", device: str | None = None
     from mmengine.dist import broadcast, get_rank
 
     import pipeline.models.mmcv_ops  # noqa: F401  (before mmdet)
+    from jobs.training.refer_checks import without_overwritten_weights
     from pipeline.models.training_hooks import TrainingRunner
     from pipeline.models.weights import read_checkpoint
 
@@ -307,6 +309,7 @@ def train(run: TrainingRun, *, launcher: str = "none", device: str | None = None
     elif has_teacher(config):
         teacher_start(config.get("teacher_checkpoint"))
 
+    without_overwritten_weights(config)
     runner = TrainingRunner.from_cfg(config)
     model = _unwrapped(runner.model)
     if run.resume_from is not None:

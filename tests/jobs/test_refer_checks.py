@@ -6,7 +6,11 @@ from pathlib import Path
 import pytest
 
 from jobs import train_teacher
-from jobs.training.refer_checks import check_sentence_settings, refuse_missing_weights
+from jobs.training.refer_checks import (
+    check_sentence_settings,
+    refuse_missing_weights,
+    without_overwritten_weights,
+)
 from jobs.training.runs import check, read_training_config
 from pipeline.errors import CheckpointError, ConfigError, InputError
 from tests.jobs import toy_networks as toys
@@ -65,6 +69,17 @@ def test_a_backbone_s_weights_must_be_there(tmp_path):
     (tmp_path / "swin.pth").write_bytes(b"")
     refuse_missing_weights(published)
     refuse_missing_weights(read_training_config(TEACHER, SMALL))
+
+
+def test_a_start_of_the_whole_network_needs_no_file_for_its_backbone():
+    config = read_training_config(toys.CONFIGS / "teacher/refcoco_lavt.py", [])
+    without_overwritten_weights(config)
+    assert config.model.network.backbone.weights == config.swin_checkpoint
+    student = read_training_config(toys.CONFIGS / "student/refcoco_cpi_u.py", [])
+    assert student.model.segmentor.network.backbone.weights == student.swin_checkpoint
+    without_overwritten_weights(student)
+    assert student.model.segmentor.network.backbone.weights is None
+    without_overwritten_weights(read_training_config(toys.CONFIGS / "student/scenes_points.py", []))
 
 
 def test_a_detector_has_panels_and_any_size():
