@@ -16,7 +16,7 @@ from pipeline.models.semi_student import SemiStudent
 from pipeline.models.training_hooks import BurnInEmaHook
 
 store = "work_dirs/nuclei_store"
-batch_size = 4
+batch_size = 2
 max_iters = 300
 learning_rate = 3e-4
 burn_in = 0

@@ -1,8 +1,8 @@
 """LAVT on the labelled sentences of the scenes: SemiRES' burn-in, and the supervised baseline of its tables.
 
 Claim: what a small LAVT learns from few labels (paper, RefCOCO with 1 % of labels: 32.3 oIoU). Cost: about 3 minutes of
-one core. It starts from random weights: no start is shipped yet. ``python -m jobs.embedded.train_refer_base lavt
---out DIR`` trains one on other shapes, in hours; ``init_checkpoint=DIR/refer_lavt_base.safetensors`` takes it.
+one core. It starts from ``refer-lavt-base``, which knows the grammar, colours and places, but none of the scenes'
+shapes and none of their names.
 
     s4m-pipeline train-teacher configs/teacher/refer_scenes_lavt.py
 """
@@ -22,7 +22,7 @@ batch_size = 8
 max_iters = 300
 learning_rate = 3e-4
 """For a network this small; the paper's 5e-5 is in ``refcoco_lavt.py``."""
-init_checkpoint = None
+init_checkpoint = "refer-lavt-base"
 """Weights that the run starts from: an embedded name, a path, or None."""
 teacher_checkpoint = None
 panel_interval = 0

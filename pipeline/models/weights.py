@@ -16,7 +16,10 @@ from torch import Tensor, nn
 from pipeline.errors import CheckpointError
 
 ASSETS = Path(__file__).parents[1] / "assets"
-EMBEDDED = {"scenes-base": ASSETS / "scenes_base.safetensors"}
+EMBEDDED = {
+    "scenes-base": ASSETS / "scenes_base.safetensors",
+    "refer-lavt-base": ASSETS / "refer_lavt_base.safetensors",
+}
 """Starts that are shipped with the package, by name."""
 CLASS_LAYERS = r"panoptic_head\.cls_embed\."
 """A start for other classes has none of these."""

@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.registry import MODELS
 from mmengine.utils import get_object_from_string
 
 from jobs import train_student, train_teacher
 from jobs.config_files import load_config, write_resolved
+from jobs.networks import open_config
 from jobs.training import runs as training
 from jobs.training.runs import (
     DONE,
@@ -26,6 +28,7 @@ from jobs.training.runs import (
     train,
 )
 from pipeline.errors import CheckpointError, ConfigError, EnvironmentProblemError, InputError
+from pipeline.models.weights import read_weights
 from tests.toy_scenes import small_scenes
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -289,6 +292,16 @@ def test_a_run_directory_stands_for_its_newest_checkpoint(teacher_run):
     assert teacher_start(str(teacher_run)) == str(teacher_run / "iter_4.pth")
     assert teacher_start(str(teacher_run / "iter_2.pth")) == str(teacher_run / "iter_2.pth")
     assert teacher_start("scenes-base") == "scenes-base"
+
+
+@pytest.mark.parametrize("config", [TEACHER, CONFIGS / "teacher/refer_scenes_lavt.py"], ids=lambda path: path.stem)
+def test_the_shipped_start_is_what_a_network_begins_with(config):
+    config = open_config(config, [])
+    model = MODELS.build(config.model)
+    training.initialise(model, config)
+    start, begun = read_weights(config.init_checkpoint), model.state_dict()
+    assert len(start) > 100
+    assert all(torch.equal(begun[name].float(), value.float()) for name, value in start.items())
 
 
 @pytest.mark.parametrize(
