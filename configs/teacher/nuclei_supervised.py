@@ -1,7 +1,8 @@
 """Nuclei (Data Science Bowl 2018, or any COCO file of one class with many small objects), labels only.
 
 Claim: the baseline on real images. Cost: about 8 minutes of one core. ``root`` holds train.json, val.json and
-split/split.json (``s4m-pipeline split``); images are cropped to 256 pixels, what most of them have: queries learn places.
+split/split.json (``s4m-pipeline split``); images are cropped to 256 pixels, the size of most: queries learn
+places.
 
     s4m-pipeline train-teacher configs/teacher/nuclei_supervised.py --cfg-options root=DIR --cfg-options image_root=DIR
 """
