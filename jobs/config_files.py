@@ -64,12 +64,14 @@ def load_config(path: Path, cfg_options: Sequence[str] = (), *, also_known: Coll
         The configuration, overrides applied.
 
     Raises:
-        ConfigError: No such file, not a configuration, an override without ``=`` or with an unknown key.
+        ConfigError: No such file, not a configuration, an override without ``=``, with an unknown key, or of a whole
+            section.
     """
     config = _read(Path(path))
     options = parse_options(cfg_options)
     tree = config._cfg_dict
     refuse_unknown(options, tree, also_known=also_known, where=f"--cfg-options, {path}")
+    _refuse_replaced_sections(options, tree, where=f"--cfg-options, {path}")
     for key, value in options.items():
         _assign(tree, key.split("."), value)
     return config
@@ -138,6 +140,23 @@ def refuse_unknown(
             got="; ".join(wrong),
             fix="correct the spelling; to add a key, write it into the file",
         )
+
+
+def _refuse_replaced_sections(options: Mapping[str, Any], tree: Mapping[str, Any], *, where: str) -> None:
+    """A section (a dict) may be left out with None; a text in its place would fail somewhere later."""
+    for key, value in options.items():
+        section: object = tree
+        for part in key.split("."):
+            section = dict(_children(section)).get(part)
+        if isinstance(section, dict) and value is not None:
+            names = [name for name, _ in _children(section)]
+            raise ConfigError(
+                "a section cannot be replaced by a value",
+                where=where,
+                expected=f"{key}.NAME=value with one of its names, {', '.join(names[:8])}; or {key}=None",
+                got=f"{key}={value}",
+                fix="change its keys one by one, or write the section into a copy of the file",
+            )
 
 
 def nearest(word: str, known: Collection[str]) -> str:

@@ -62,6 +62,16 @@ def test_what_is_no_key_value_is_refused(text):
         parse_options([text])
 
 
+def test_a_section_is_left_out_or_changed_key_by_key():
+    student = ROOT / "configs/student/scenes_points.py"
+    with pytest.raises(
+        ConfigError, match=r"a section cannot be replaced[\s\S]*model.refiner.NAME=value[\s\S]*num_points"
+    ):
+        load_config(student, ["model.refiner=dict(name='none')"])
+    assert load_config(student, ["model.arp=None"]).model.arp is None
+    assert load_config(student, ["model.refiner.num_points=5"]).model.refiner.num_points == 5
+
+
 def test_unknown_keys_are_refused_together_with_the_nearest(config_path):
     texts = ["model.dept=50", "sise=1", "model.channels.3=1", "model.norm.eps.x=1", "qqqq=1"]
     with pytest.raises(ConfigError) as caught:
