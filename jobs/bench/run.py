@@ -169,7 +169,3 @@ def chosen(names: Sequence[str]) -> list[str]:
     if unknown:
         raise ConfigError("no such bench", expected=f"one of {', '.join(BENCHES)}", got=unknown[0])
     return list(names) or list(BENCHES)
-
-
-if __name__ == "__main__":
-    main()
