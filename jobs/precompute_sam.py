@@ -77,7 +77,8 @@ def precompute(
     coco, labelled = load_inputs(settings, limit=limit)
     is_local = ray_address == LOCAL
     # The driver of a cluster may have no GPU, and needs only the SAM's digest and grid.
-    backend = make_backend(settings.sam if is_local else replace(settings.sam, device="cpu", precision="fp32"))
+    on_driver = replace(settings.sam, device="cpu", precision="fp32", compile=False)
+    backend = make_backend(settings.sam if is_local else on_driver)
     plans = [plan_store(kind, settings, coco, labelled, backend) for kind in settings.targets]
     if dry_run:
         print_dry_run(plans, settings, overwrite=overwrite, is_local=is_local)

@@ -1,8 +1,9 @@
 """Benches of segment everything, against the package's own generator on the same weights and images."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import cv2
@@ -10,8 +11,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from data_schemas.proposals import Proposal
 from jobs.bench.cases import Case
-from jobs.bench.stock_generator import assert_same_masks, stock_generator
+from jobs.bench.stock_generator import assert_same_codes, assert_same_masks, our_codes, stock_generator
 from jobs.config_files import load_config
 from pipeline.errors import EnvironmentProblemError
 from pipeline.sam.generator_settings import GeneratorSettings
@@ -44,8 +46,29 @@ def generator_cpu_tiny(_: Path) -> list[Case]:
     return list(generator_cases(backend, image, settings, points_per_batch=(64, 16)))
 
 
-def generator_gpu_large(_: Path) -> list[Case]:
+def generator_compiled(_: Path) -> Iterator[Case]:
+    """What ``sam.compile`` saves on this machine's CPU once the first image is done; its first image is not counted."""
+    config = load_config(Path(__file__).parents[2] / "configs/sam/scenes.py", [])
+    image = scene((480, 640))
+    nano, tiny = build_backend("scenes-nano"), random_backend("sam2.1_hiera_tiny", device="cpu")
+    for name, plain, settings in (
+        ("scenes-nano", nano, GeneratorSettings(**config.proposals)),
+        ("sam2.1_hiera_tiny, random", tiny, lenient_settings(tiny, image, points_per_side=16)),
+    ):
+        compiled = Sam2Backend(plain.model, name=name, sha256=plain.sha256, compiled=True)
+        yield Case(
+            ours=partial(segment_everything, compiled, image, settings),
+            other=partial(segment_everything, plain, image, settings),
+            other_name="the same, not compiled",
+            sizes={"sam": name, "image": f"{image.shape[0]} x {image.shape[1]}", "clicks": settings.points_per_side**2},
+            check=_same_proposals,
+        )
+
+
+def generator_gpu_large(_: Path) -> Iterator[Case]:
     """SAM 2.1 large's geometry on one GPU at three sizes, both ways in bf16 with TF32, 32 x 32 clicks.
+
+    Then both ways compiled: ours with ``sam.compile``, the stock generator with the encoder that this compiles.
 
     Raises:
         EnvironmentProblemError: there is no CUDA device.
@@ -54,23 +77,36 @@ def generator_gpu_large(_: Path) -> list[Case]:
         raise EnvironmentProblemError("generator_gpu_large needs a CUDA device", fix="run it on a machine with a GPU")
     torch.set_float32_matmul_precision("high")  # TF32 for what is not in bf16
     backend = random_backend("sam2.1_hiera_large", device="cuda")
-    return [
-        case
-        for size_hw in ((480, 640), (1080, 1920), (1500, 2250))
-        for case in generator_cases(
-            backend,
-            scene(size_hw),
-            lenient_settings(backend, scene(size_hw), points_per_side=32),
-            points_per_batch=(64, 256, 1024),
-        )
-    ]
+    for compiled in (False, True):
+        if compiled:
+            backend = Sam2Backend(
+                backend.model,
+                name=backend.name,
+                sha256=backend.sha256,
+                device="cuda",
+                precision=backend.precision,
+                compiled=True,
+            )
+        for size_hw in ((480, 640), (1080, 1920), (1500, 2250)):
+            yield from generator_cases(
+                backend,
+                scene(size_hw),
+                lenient_settings(backend, scene(size_hw), points_per_side=32),
+                points_per_batch=(64, 256, 1024),
+                more={"compiled": True} if compiled else {},
+            )
 
 
 def generator_cases(
-    backend: Sam2Backend, image: NDArray[np.uint8], settings: GeneratorSettings, *, points_per_batch: Sequence[int]
+    backend: Sam2Backend,
+    image: NDArray[np.uint8],
+    settings: GeneratorSettings,
+    *,
+    points_per_batch: Sequence[int],
+    more: Mapping[str, Any] = MappingProxyType({}),
 ) -> Iterator[Case]:
-    """Ours against the stock generator, once for each of its batch sizes."""
-    sizes = {"image": f"{image.shape[0]} x {image.shape[1]}", "clicks": settings.points_per_side**2}
+    """Ours against the stock generator, once for each of its batch sizes; ``more`` is told beside the sizes."""
+    sizes = {"image": f"{image.shape[0]} x {image.shape[1]}", "clicks": settings.points_per_side**2, **more}
     for batch in points_per_batch:
         stock = stock_generator(backend.model, settings, points_per_batch=batch)
         yield Case(
@@ -86,6 +122,10 @@ def generator_cases(
 def _in_precision(backend: Sam2Backend, generate: Callable[[], list[dict[str, Any]]]) -> list[dict[str, Any]]:
     with torch.autocast(backend.device.type, dtype=torch.bfloat16, enabled=backend.precision == "bf16"):
         return generate()
+
+
+def _same_proposals(ours: Sequence[Proposal], others: Sequence[Proposal]) -> None:
+    assert_same_codes(our_codes(ours), our_codes(others))
 
 
 def _both_found_some(ours: Sequence[Any], stock: Sequence[Any]) -> None:
@@ -133,8 +173,9 @@ def lenient_settings(
     )
 
 
-BENCHES: Mapping[str, Callable[[Path], list[Case]]] = {
+BENCHES: Mapping[str, Callable[[Path], Iterable[Case]]] = {
     "generator_cpu_nano": generator_cpu_nano,
     "generator_cpu_tiny": generator_cpu_tiny,
+    "generator_compiled": generator_compiled,
     "generator_gpu_large": generator_gpu_large,
 }

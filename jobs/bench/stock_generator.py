@@ -63,7 +63,11 @@ def our_codes(found: Sequence[Proposal]) -> list[rle.Rle]:
 
 def assert_same_masks(ours: Sequence[Proposal], stock: Sequence[Mapping[str, Any]]) -> None:
     """As many masks, and at least 99 % of them with a twin of IoU 0.999."""
-    mine, theirs = our_codes(ours), stock_codes(stock)
+    assert_same_codes(our_codes(ours), stock_codes(stock))
+
+
+def assert_same_codes(mine: Sequence[rle.Rle], theirs: Sequence[rle.Rle]) -> None:
+    """:func:`assert_same_masks` of any two ways."""
     assert len(mine) == len(theirs) > 0, f"{len(mine)} masks against {len(theirs)}"
     twins = rle.pairwise_iou(mine, theirs).max(axis=1) >= _SAME_IOU
     assert twins.mean() >= _SAME_SHARE, f"{(~twins).sum()} of {len(twins)} masks differ"

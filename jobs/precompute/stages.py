@@ -84,7 +84,14 @@ class Computed(Generic[R]):
 
 def build_sam(sam: SamSettings) -> SamBackend:
     """The SAM of the settings; see ``build_backend`` for the errors."""
-    return build_backend(sam.name, device=sam.device, config=sam.config, sha256=sam.sha256, precision=sam.precision)
+    return build_backend(
+        sam.name,
+        device=sam.device,
+        config=sam.config,
+        sha256=sam.sha256,
+        precision=sam.precision,
+        compiled=sam.compile,
+    )
 
 
 class ProposalStage:

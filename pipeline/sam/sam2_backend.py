@@ -1,6 +1,6 @@
 """SAM 2 through the ``sam2`` package: the only module that knows its classes, configs and coordinates."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
@@ -15,6 +15,7 @@ from torchvision.transforms import functional as vision
 
 from pipeline.errors import CheckpointError, ConfigError, EnvironmentProblemError, InputError
 from pipeline.sam.checkpoints import HUB_CHECKPOINTS, fetch_checkpoint, load_into, load_weights, verify_sha256
+from pipeline.sam.compiled import Compiled
 from pipeline.sam.interface import ConfidentMasks, ImageEmbedding, PointMasks
 from pipeline.sam.prompt_decoder import Decoded, PromptDecoder
 
@@ -32,9 +33,20 @@ class Sam2Backend:
     """A `SamBackend` on a ``sam2`` model; inference only, no gradients."""
 
     def __init__(
-        self, model: Any, *, name: str, sha256: str, device: str | torch.device = "cpu", precision: Precision = "fp32"
+        self,
+        model: Any,
+        *,
+        name: str,
+        sha256: str,
+        device: str | torch.device = "cpu",
+        precision: Precision = "fp32",
+        compiled: bool = False,
     ) -> None:
-        """Take a ``SAM2Base`` over: it is moved to ``device`` and put in eval mode."""
+        """Take a ``SAM2Base`` over: it is moved to ``device`` and put in eval mode.
+
+        ``compiled`` takes the prompt decoder's transformer through ``torch.compile``, and on CUDA the image encoder.
+        On CPUs the encoder and the upscaling of masks gain nothing from it (docs/benchmarks.md).
+        """
         self.name = name
         self.sha256 = sha256
         self.device = resolve_device(device)
@@ -48,6 +60,12 @@ class Sam2Backend:
         self.grid_hw: tuple[int, int] = tuple(model.sam_prompt_encoder.image_embedding_size)
         with torch.no_grad():
             self._decoder = PromptDecoder(model.sam_mask_decoder, model.sam_prompt_encoder.get_dense_pe())
+        self._transform: Callable[[Tensor, Tensor], Decoded] = self._decoder.attend
+        if compiled:
+            self._transform = Compiled(self._decoder.attend, name="SAM's prompt decoder")
+            if self.device.type == "cuda":
+                encoder = self.model.image_encoder
+                encoder.forward = Compiled(encoder.forward, name="SAM's image encoder")
 
     @contextmanager
     def _inference(self) -> Iterator[None]:
@@ -191,7 +209,7 @@ class Sam2Backend:
             tokens = torch.cat([torch.cat(own)[None].expand(len(sparse), -1, -1), sparse], 1)  # [P, T, C]
             # Without a mask prompt the dense embedding is one vector, the same for all prompts.
             image = embedding.tokens + encoder.no_mask_embed.weight.view(1, -1, 1, 1)
-            return self._decoder.attend(image, tokens)
+            return self._transform(image, tokens)
 
 
 def resolve_device(device: str | torch.device) -> torch.device:
@@ -268,6 +286,7 @@ def build_backend(
     config: str | None = None,
     sha256: str | None = None,
     precision: Precision = "fp32",
+    compiled: bool = False,
 ) -> Sam2Backend:
     """A SAM by name or from a local file.
 
@@ -278,6 +297,7 @@ def build_backend(
             keeps its published name.
         sha256: digest that the weights must have; published checkpoints have theirs built in.
         precision: ``bf16`` runs encoder and decoder in autocast on CUDA.
+        compiled: through ``torch.compile``: some seconds to a minute at the first image, then quicker.
 
     Raises:
         CheckpointError: missing, damaged, unsafe or unfitting weights.
@@ -291,7 +311,7 @@ def build_backend(
     digest = verify_sha256(weights_path, sha256 or pinned)
     model = build_model(config_path)
     load_into(model, load_weights(weights_path), where=weights_path)
-    return Sam2Backend(model, name=name_or_path, sha256=digest, device=resolved, precision=precision)
+    return Sam2Backend(model, name=name_or_path, sha256=digest, device=resolved, precision=precision, compiled=compiled)
 
 
 def _locate(name_or_path: str, config: str | None) -> tuple[Path, Path, str | None]:
