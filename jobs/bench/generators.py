@@ -55,9 +55,8 @@ def generator_compiled(_: Path) -> Iterator[Case]:
         ("scenes-nano", nano, GeneratorSettings(**config.proposals)),
         ("sam2.1_hiera_tiny, random", tiny, lenient_settings(tiny, image, points_per_side=16)),
     ):
-        compiled = Sam2Backend(plain.model, name=name, sha256=plain.sha256, compiled=True)
         yield Case(
-            ours=partial(segment_everything, compiled, image, settings),
+            ours=partial(segment_everything, _compiled(plain), image, settings),
             other=partial(segment_everything, plain, image, settings),
             other_name="the same, not compiled",
             sizes={"sam": name, "image": f"{image.shape[0]} x {image.shape[1]}", "clicks": settings.points_per_side**2},
@@ -65,7 +64,7 @@ def generator_compiled(_: Path) -> Iterator[Case]:
         )
 
 
-def generator_gpu_large(_: Path) -> Iterator[Case]:
+def generator_gpu_large(_: Path) -> Iterable[Case]:
     """SAM 2.1 large's geometry on one GPU at three sizes, both ways in bf16 with TF32, 32 x 32 clicks.
 
     Then both ways compiled: ours with ``sam.compile``, the stock generator with the encoder that this compiles.
@@ -76,17 +75,13 @@ def generator_gpu_large(_: Path) -> Iterator[Case]:
     if not torch.cuda.is_available():
         raise EnvironmentProblemError("generator_gpu_large needs a CUDA device", fix="run it on a machine with a GPU")
     torch.set_float32_matmul_precision("high")  # TF32 for what is not in bf16
-    backend = random_backend("sam2.1_hiera_large", device="cuda")
+    return _gpu_cases(random_backend("sam2.1_hiera_large", device="cuda"))
+
+
+def _gpu_cases(backend: Sam2Backend) -> Iterator[Case]:
     for compiled in (False, True):
         if compiled:
-            backend = Sam2Backend(
-                backend.model,
-                name=backend.name,
-                sha256=backend.sha256,
-                device="cuda",
-                precision=backend.precision,
-                compiled=True,
-            )
+            backend = _compiled(backend)
         for size_hw in ((480, 640), (1080, 1920), (1500, 2250)):
             yield from generator_cases(
                 backend,
@@ -95,6 +90,18 @@ def generator_gpu_large(_: Path) -> Iterator[Case]:
                 points_per_batch=(64, 256, 1024),
                 more={"compiled": True} if compiled else {},
             )
+
+
+def _compiled(backend: Sam2Backend) -> Sam2Backend:
+    """The same model; on CUDA the one that is given shares the compiled encoder from here on."""
+    return Sam2Backend(
+        backend.model,
+        name=backend.name,
+        sha256=backend.sha256,
+        device=backend.device,
+        precision=backend.precision,
+        compiled=True,
+    )
 
 
 def generator_cases(
