@@ -1,7 +1,7 @@
 """Cityscapes as labelled stream, unlabelled stream and validation set, from ``s4m-pipeline convert-cityscapes``.
 
-S4M's Cityscapes views: the shorter edge at one of 16 lengths from 512 to 2048, a crop of 512 x 1024, colour jitter,
-flip. Objects are validated at full size, with Cityscapes' own AP beside COCO's.
+S4M's Cityscapes views: the shorter edge at one of 16 lengths from 512 to 2048, a crop of 512 rows and 1024 columns,
+colour jitter, flip. Objects are validated at full size, with Cityscapes' own AP beside COCO's.
 """
 
 from mmcv.transforms import RandomChoiceResize
@@ -44,7 +44,8 @@ geometry = [
         keep_ratio=True,
         resize_type=Resize,
     ),
-    dict(type=RandomCrop, crop_size=(512, 1024), crop_type="absolute", allow_negative_crop=True),
+    # Width, then height.
+    dict(type=RandomCrop, crop_size=(1024, 512), crop_type="absolute", allow_negative_crop=True),
 ]
 flip = dict(type=RandomFlip, prob=0.5)
 train_images = dict(

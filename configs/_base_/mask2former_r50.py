@@ -7,7 +7,6 @@
 
 from mmdet.models.backbones.resnet import ResNet
 from mmdet.models.data_preprocessors.data_preprocessor import DetDataPreprocessor
-from mmdet.models.layers.msdeformattn_pixel_decoder import MSDeformAttnPixelDecoder
 from mmdet.models.losses.cross_entropy_loss import CrossEntropyLoss
 from mmdet.models.losses.dice_loss import DiceLoss
 from mmdet.models.seg_heads.panoptic_fusion_heads.maskformer_fusion_head import MaskFormerFusionHead
@@ -15,7 +14,7 @@ from mmdet.models.task_modules.assigners.hungarian_assigner import HungarianAssi
 from mmdet.models.task_modules.assigners.match_cost import ClassificationCost, CrossEntropyLossCost, DiceCost
 from mmdet.models.task_modules.samplers.mask_pseudo_sampler import MaskPseudoSampler
 
-from pipeline.models.mask2former import DistilledMask2Former, WeightedMask2FormerHead
+from pipeline.models.mask2former import DistilledMask2Former, Float32PixelDecoder, WeightedMask2FormerHead
 
 num_classes = 80
 channels = 256
@@ -59,7 +58,7 @@ model = dict(
         num_queries=100,
         num_transformer_feat_level=3,
         pixel_decoder=dict(
-            type=MSDeformAttnPixelDecoder,
+            type=Float32PixelDecoder,
             num_outs=3,
             norm_cfg=dict(type="GN", num_groups=32),
             act_cfg=dict(type="ReLU"),

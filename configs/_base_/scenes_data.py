@@ -40,7 +40,10 @@ labelled_stream = dict(
     max_broken_share="{max_broken_share}",
     repeat_threshold="{repeat_threshold}",
     dataset=dict(
-        **train_images, part="labelled", pipeline=[*geometry, dict(type=DropSmallInstances), dict(type=PackSample)]
+        **train_images,
+        part="labelled",
+        # Unlike S4M: a crop is drawn again until it shows an object of 16 pixels, and smaller rests are ground.
+        pipeline=[*geometry, dict(type=DropSmallInstances, min_pixels=16, keep_empty=False), dict(type=PackSample)],
     ),
 )
 unlabelled_stream = dict(

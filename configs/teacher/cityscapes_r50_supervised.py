@@ -52,13 +52,30 @@ train_dataloader = dict(
 train_cfg = dict(type=StreamLoop, max_iters="{max_iters}", val_interval="{val_interval}")
 val_cfg = dict(type=ValLoop)
 no_decay = dict(decay_mult=0.0)
+# mmengine forgets norm_decay_mult where a key fits; the longest key that fits counts.
+backbone_norm = dict(lr_mult=0.1, decay_mult=0.0)
+backbone_norms = {
+    "backbone.bn1": backbone_norm,
+    **{
+        f"backbone.layer{stage}.{block}.{norm}.": backbone_norm
+        for stage, num_blocks in enumerate((3, 4, 6, 3), start=1)
+        for block in range(num_blocks)
+        for norm in ("bn1", "bn2", "bn3", "downsample.1")
+    },
+}
 optim_wrapper = dict(
     type=AmpOptimWrapper,
     optimizer=dict(type=AdamW, lr="{learning_rate}", weight_decay=0.05),
     clip_grad=dict(max_norm=0.01, norm_type=2),
     paramwise_cfg=dict(
         norm_decay_mult=0.0,
-        custom_keys=dict(backbone=dict(lr_mult=0.1), query_embed=no_decay, query_feat=no_decay, level_embed=no_decay),
+        custom_keys=dict(
+            backbone=dict(lr_mult=0.1),
+            **backbone_norms,
+            query_embed=no_decay,
+            query_feat=no_decay,
+            level_embed=no_decay,
+        ),
     ),
 )
 param_scheduler = dict(type=PolyLR, power=0.9, eta_min=0.0, begin=0, end="{max_iters}", by_epoch=False)

@@ -7,7 +7,16 @@ import re
 from pathlib import Path
 
 import numpy as np
+
+import pipeline.models.mmcv_ops  # noqa: F401  isort: skip  (before mmdet)
 import pytest
+from mmdet.structures.bbox import HorizontalBoxes
+from mmdet.structures.mask import BitmapMasks
+from mmengine.dataset import Compose
+from mmengine.logging import MMLogger
+from mmengine.optim import OptimWrapper, build_optim_wrapper
+from mmengine.registry import MODELS, init_default_scope
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from data_schemas.manifest import SCHEMA_VERSIONS, StoreIdentity
 from data_schemas.similarity import SimilarityLayout, SimilarityTargets
@@ -20,6 +29,7 @@ from jobs.training.checks import check_inputs, check_settings
 from jobs.training.launch import launch
 from jobs.training.runs import read_done, read_training_config
 from pipeline.data.coco import load_coco
+from pipeline.data.instance_dataset import seeded
 from pipeline.errors import AnnotationError, InputError
 from pipeline.masks import rle
 from pipeline.models.cityscapes_metric import CityscapesApMetric
@@ -221,6 +231,46 @@ def as_found(coco, entry):
     }
 
 
+def test_a_view_of_cityscapes_is_wide():
+    init_default_scope("mmdet")
+    pipeline = inner(read_training_config(CONFIGS / "teacher/cityscapes_r50.py", []), "none").pipeline
+    geometry = Compose(list(pipeline)[:2])
+    shapes = set()
+    for seed in range(8):
+        with seeded([seed]):
+            sample = {
+                "img": np.zeros((1024, 2048, 3), np.uint8),
+                "img_shape": (1024, 2048),
+                "homography_matrix": np.eye(3, dtype=np.float32),
+                "gt_masks": BitmapMasks([np.ones((1024, 2048), np.uint8)], 1024, 2048),
+                "gt_bboxes": HorizontalBoxes(np.array([[0, 0, 2048, 1024]], np.float32)),
+                "gt_bboxes_labels": np.zeros(1, np.int64),
+                "gt_ignore_flags": np.zeros(1, bool),
+            }
+            view = geometry(sample)
+        shapes.add((view["img"].shape[:2], view["gt_masks"].masks.shape[1:]))
+    assert shapes == {((512, 1024), (512, 1024))}
+
+
+def test_norms_of_cityscapes_backbone_have_its_rate_and_no_decay():
+    MMLogger.get_instance("mmengine", log_level="WARNING")
+    config = read_training_config(CONFIGS / "teacher/cityscapes_r50_supervised.py", ["model.backbone.init_cfg=None"])
+    network = MODELS.build(config.model)
+    optimizer = build_optim_wrapper(network, {**config.optim_wrapper, "type": OptimWrapper}).optimizer
+    groups = {id(p): (group["lr"], group["weight_decay"]) for group in optimizer.param_groups for p in group["params"]}
+    told = {name: groups[id(parameter)] for name, parameter in network.named_parameters()}
+    norms = {
+        f"{name}.{kind}"
+        for name, module in network.backbone.named_modules(prefix="backbone")
+        if isinstance(module, _BatchNorm)
+        for kind in ("weight", "bias")
+    }
+    assert len(norms) == 2 * 53
+    assert {told[name] for name in norms} == {(1e-5, 0.0)}
+    assert {told[name] for name in told if name.startswith("backbone.") and name not in norms} == {(1e-5, 0.05)}
+    assert told["panoptic_head.mask_embed.0.weight"] == (1e-4, 0.05)
+
+
 SMALL_NETWORK = {
     "backbone.depth": 18,
     "backbone.init_cfg": None,
@@ -248,7 +298,7 @@ def small(trees, model, streams, **more):
     views = {}
     for stream in streams:
         data = f"train_dataloader.dataset.{stream}dataset.pipeline"
-        views |= {f"{data}.0.scales": "[(256,64),(256,96)]", f"{data}.1.crop_size": "(64,128)"}
+        views |= {f"{data}.0.scales": "[(256,64),(256,96)]", f"{data}.1.crop_size": "(128,64)"}
     network = {f"{model}.{name}": value for name, value in SMALL_NETWORK.items()}
     return [*trees["cityscapes"], *(f"{k}={v}" for k, v in {**SMALL_RUN, **network, **views, **more}.items())]
 
