@@ -13,6 +13,7 @@ from pipeline.errors import ConfigError
 
 PLAIN = {
     "pipeline.models.mask2former.DistilledMask2Former": "Mask2Former",
+    "pipeline.models.mask2former.Float32PixelDecoder": "MSDeformAttnPixelDecoder",
     "pipeline.models.mask2former.WeightedMask2FormerHead": "Mask2FormerHead",
     "pipeline.data.transforms.PackSample": "PackDetInputs",
 }

@@ -9,6 +9,7 @@ import torch
 from mmcv.ops import point_sample
 from mmdet.models.dense_heads.mask2former_head import Mask2FormerHead
 from mmdet.models.detectors.mask2former import Mask2Former
+from mmdet.models.layers.msdeformattn_pixel_decoder import MSDeformAttnPixelDecoder
 from mmdet.models.utils import get_uncertain_point_coords_with_randomness
 from mmdet.structures import DetDataSample
 from mmdet.utils import reduce_mean
@@ -151,6 +152,19 @@ def loss_from_store(taught: Sequence[tuple[Tensor, DetDataSample]]) -> Tensor:
         masks.append(mask)
         targets.append(wanted.flatten(1))
     return structural_loss(rows, targets, masks)
+
+
+class Float32PixelDecoder(MSDeformAttnPixelDecoder):
+    """Mask2Former's pixel decoder in float32, also where the rest of a step is in half precision.
+
+    As in the original Mask2Former, and so in S4M's released code: the mask features that imitate SAM are float32.
+    """
+
+    def forward(self, feats: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        """Maps [B, C, h, w] of the backbone, fine to coarse: mask features [B, C, h, w] and maps for the decoder."""
+        with torch.autocast(feats[0].device.type, enabled=False):
+            outputs: tuple[Tensor, list[Tensor]] = super().forward([each.float() for each in feats])
+        return outputs
 
 
 class WeightedMask2FormerHead(Mask2FormerHead):

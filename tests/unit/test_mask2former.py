@@ -212,6 +212,18 @@ def test_half_precision_does_not_reach_the_structural_loss():
     assert float(found) == pytest.approx(expected, rel=1e-4)
 
 
+def test_half_precision_does_not_reach_the_pixel_decoder():
+    decoder = build_detector().eval().panoptic_head.pixel_decoder
+    features = [torch.randn(1, width, side, side) for width, side in ((8, 16), (16, 8), (32, 4), (64, 2))]
+    expected, _ = decoder(features)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found, maps = decoder([each.bfloat16() for each in features])
+    assert {each.dtype for each in (found, *maps)} == {torch.float32}
+    # Only what came in was rounded.
+    assert torch.equal(found, decoder([each.bfloat16().float() for each in features])[0])
+    assert not torch.equal(found, expected)
+
+
 def test_the_hook_is_gone_after_the_block():
     model = build_detector().eval()
     with captured_output(model.backbone) as captured:

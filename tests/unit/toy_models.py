@@ -10,7 +10,6 @@ import torch
 from mmdet.models.backbones.resnet import ResNet
 from mmdet.models.data_preprocessors.data_preprocessor import DetDataPreprocessor, MultiBranchDataPreprocessor
 from mmdet.models.dense_heads.mask2former_head import Mask2FormerHead
-from mmdet.models.layers.msdeformattn_pixel_decoder import MSDeformAttnPixelDecoder
 from mmdet.models.losses.cross_entropy_loss import CrossEntropyLoss
 from mmdet.models.losses.dice_loss import DiceLoss
 from mmdet.models.seg_heads.panoptic_fusion_heads.maskformer_fusion_head import MaskFormerFusionHead
@@ -24,7 +23,7 @@ from mmengine.config import ConfigDict
 from mmengine.registry import init_default_scope
 from mmengine.structures import InstanceData
 
-from pipeline.models.mask2former import DistilledMask2Former, WeightedMask2FormerHead
+from pipeline.models.mask2former import DistilledMask2Former, Float32PixelDecoder, WeightedMask2FormerHead
 
 NUM_CLASSES = 3
 CHANNELS = 8
@@ -53,7 +52,7 @@ def detector_config(*, head: type = WeightedMask2FormerHead, queries: int = 6, *
         "num_queries": queries,
         "num_transformer_feat_level": 3,
         "pixel_decoder": {
-            "type": MSDeformAttnPixelDecoder,
+            "type": Float32PixelDecoder,
             "num_outs": 3,
             "norm_cfg": {"type": "GN", "num_groups": 2},
             "act_cfg": {"type": "ReLU"},
