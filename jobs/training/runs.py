@@ -147,7 +147,7 @@ def prepare(
         remove_run(folder)
     folder.mkdir(parents=True, exist_ok=True)
     write_resolved(config, resolved)
-    write_json(provenance(), folder / PROVENANCE)
+    write_json(provenance() | {"starts_from": starting_files(config)}, folder / PROVENANCE)
     return TrainingRun(resolved, folder, last_checkpoint(folder))
 
 
@@ -191,9 +191,10 @@ def check(config: Any, *, where: str | Path, is_new: bool = True) -> None:
 
     check_settings(config, where=where)
     refuse_missing_device(config)
-    if has_teacher(config):
-        teacher_start(config.get("teacher_checkpoint"))
     if is_new:
+        # A run that goes on holds both networks in its own checkpoints.
+        if has_teacher(config):
+            teacher_start(config.get("teacher_checkpoint"))
         if config.get("init_checkpoint"):
             newest_of(config.init_checkpoint, setting="init_checkpoint")
         else:
@@ -371,7 +372,7 @@ def newest_of(value: str, *, setting: str) -> str:
     """The checkpoint that a setting means: an embedded name, a file, or the newest of a run directory.
 
     Raises:
-        CheckpointError: nothing is there, or a run directory without a checkpoint.
+        CheckpointError: nothing is there, or a run directory without a checkpoint, or of a run that has not finished.
     """
     from pipeline.models.weights import EMBEDDED
 
@@ -384,7 +385,25 @@ def newest_of(value: str, *, setting: str) -> str:
     newest = last_checkpoint(Path(value))
     if newest is None:
         raise CheckpointError("no checkpoint in the run directory", where=value, fix=fix)
+    if is_interrupted(Path(value)):
+        raise CheckpointError(
+            "the run that is to be started from has not finished",
+            where=value,
+            expected=DONE,
+            got=newest.name,
+            fix=f"finish it (the command that began it, with --resume), or name the file: {setting}={newest}",
+        )
     return str(newest)
+
+
+def starting_files(config: Any) -> dict[str, str]:
+    """The files that ``init_checkpoint`` and ``teacher_checkpoint`` mean now, where they are set and there."""
+    found = {}
+    for setting in ("init_checkpoint", "teacher_checkpoint"):
+        with contextlib.suppress(CheckpointError):
+            if config.get(setting):
+                found[setting] = newest_of(config[setting], setting=setting)
+    return found
 
 
 def refuse_missing_device(config: Any) -> None:
@@ -406,12 +425,25 @@ def refuse_missing_device(config: Any) -> None:
 
 
 def use_device(config: Any) -> None:
-    """Make mmengine train on the config's ``device``; errors as :func:`refuse_missing_device`."""
+    """Make mmengine train on the config's ``device``.
+
+    Raises:
+        ConfigError: another word than :func:`refuse_missing_device` takes.
+        EnvironmentProblemError: no such device, or half precision (mmengine's, fp16 with a scaled loss) without a GPU.
+    """
     import mmengine.device.utils as mmengine_device
     import torch
 
     refuse_missing_device(config)
     on_gpu = torch.cuda.is_available() and config.get("device", "auto") != "cpu"
+    if not on_gpu and "AmpOptimWrapper" in str(config.get("optim_wrapper", {}).get("type")):
+        raise EnvironmentProblemError(
+            "half precision needs a GPU",
+            where="optim_wrapper.type",
+            expected="OptimWrapper on a CPU",
+            got="AmpOptimWrapper",
+            fix="train on a machine with a GPU, or in float32: --cfg-options optim_wrapper.type=OptimWrapper",
+        )
     mmengine_device.DEVICE = "cuda" if on_gpu else "cpu"  # the runner asks get_device(), which has no setter
 
 

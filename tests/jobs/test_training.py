@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 from pathlib import Path
 from types import FunctionType
 
@@ -18,6 +19,7 @@ from jobs.networks import open_config
 from jobs.training import runs as training
 from jobs.training.runs import (
     DONE,
+    PROVENANCE,
     RESOLVED,
     expand,
     held,
@@ -292,6 +294,37 @@ def test_a_run_directory_stands_for_its_newest_checkpoint(teacher_run):
     assert teacher_start(str(teacher_run)) == str(teacher_run / "iter_4.pth")
     assert teacher_start(str(teacher_run / "iter_2.pth")) == str(teacher_run / "iter_2.pth")
     assert teacher_start("scenes-base") == "scenes-base"
+
+
+def test_an_unfinished_run_is_no_teacher_unless_its_file_is_named(scenes, tmp_path):
+    folder = tmp_path / "teacher"
+    unfinished(scenes, folder)
+    with pytest.raises(CheckpointError, match=r"has not finished[\s\S]*iter_2\.pth[\s\S]*--resume"):
+        teacher_start(str(folder))
+    assert teacher_start(str(folder / "iter_2.pth")) == str(folder / "iter_2.pth")
+
+
+def test_a_student_goes_on_when_its_teachers_folder_is_gone_and_says_what_it_started_from(
+    scenes, teacher_run, tmp_path
+):
+    start = tmp_path / "teacher.pth"
+    shutil.copy(teacher_run / "iter_4.pth", start)
+    options = small_student(scenes, start)
+    folder = tmp_path / "student"
+    prepare(STUDENT, cfg_options=options, work_dir=folder, resume=False, overwrite=False)
+    assert json.loads((folder / PROVENANCE).read_text())["starts_from"] == {"teacher_checkpoint": str(start)}
+    start.unlink()
+    with pytest.raises(CheckpointError, match="no such checkpoint"):
+        prepare(STUDENT, cfg_options=options, work_dir=folder, resume=False, overwrite=False)
+    torch.save({"state_dict": {"a": torch.zeros(1)}}, folder / "iter_2.pth")
+    run = prepare(STUDENT, cfg_options=options, work_dir=folder, resume=True, overwrite=False)
+    assert run.resume_from == folder / "iter_2.pth"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_half_precision_without_a_gpu_is_refused_with_the_way_out(scenes, tmp_path):
+    with pytest.raises(EnvironmentProblemError, match=r"half precision[\s\S]*optim_wrapper\.type=OptimWrapper"):
+        run_training(TEACHER, small(scenes, **{"optim_wrapper.type": "AmpOptimWrapper"}), tmp_path / "run")
 
 
 @pytest.mark.parametrize("config", [TEACHER, CONFIGS / "teacher/refer_scenes_lavt.py"], ids=lambda path: path.stem)
