@@ -111,10 +111,11 @@ def load_inputs(settings: PrecomputeSettings, *, limit: int | None = None) -> tu
     if not source.exists():
         raise InputError("images not found", where=source, expected="a COCO file or a folder", fix="correct the path")
     coco = load_images(source, Path(settings.image_root) if settings.image_root else source.parent)
+    # What a teacher reads, whichever way the labelled images are named: those with an object.
+    chosen = set(coco.taught_ids)
     if settings.split is not None:
-        chosen = set(load_split(Path(settings.split), coco).labelled)
-    else:
-        chosen = {image_id for image_id, entries in coco.annotations.items() if entries}
+        named = set(load_split(Path(settings.split), coco).labelled)
+        chosen = named & chosen if chosen else named  # a folder of images has no annotations at all
     if limit is not None:
         # Of both sorts, or a small trial of a large data set would have no labelled image.
         labelled, others = sorted(chosen), sorted(set(coco.by_id) - chosen)

@@ -73,6 +73,11 @@ class CocoSet:
         """Label (position in ``categories``) by category id."""
         return {category.category_id: label for label, category in enumerate(self.categories)}
 
+    @cached_property
+    def taught_ids(self) -> frozenset[int]:
+        """Images with an object that a network learns: neither a crowd nor of area 0."""
+        return frozenset(i for i, entries in self.annotations.items() if any(entry.is_taught for entry in entries))
+
     @property
     def num_annotations(self) -> int:
         """Objects in all images together."""

@@ -38,6 +38,11 @@ class Annotation:
     """Pixels, always the tight box of the mask."""
     iscrowd: bool
 
+    @property
+    def is_taught(self) -> bool:
+        """Whether a network learns it: it is one object, and not of area 0 by the file's own figure."""
+        return not self.iscrowd and self.area > 0
+
 
 @dataclass(frozen=True)
 class CocoImage:

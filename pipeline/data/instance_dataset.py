@@ -69,7 +69,7 @@ class InstanceDataset(Dataset):
             image_root: Folder of the images.
             pipeline: mmdet transforms.
             split_file: Written by ``s4m-pipeline split``; needed for a part.
-            part: all | labelled | unlabelled images of the split.
+            part: all | labelled | unlabelled images of the split. Labelled images without an object are left out.
             class_names: Only these classes, in this order.
             with_masks: Give the annotations to the transforms.
 
@@ -88,6 +88,8 @@ class InstanceDataset(Dataset):
         if part != "all" and split_file is not None:
             chosen = load_split(Path(split_file), whole)
             ids = list(chosen.labelled if part == "labelled" else chosen.unlabelled)
+        if part == "labelled" and with_masks:
+            ids = _taught(whole, ids, where=source)
         self.coco: CocoSet = replace(subset(whole, ids), broken=whole.broken if part == "all" else ())
         if not self.coco.images:
             raise InputError("the data set is empty", where=source, got=f"part {part}", fix="check the split file")
@@ -116,7 +118,7 @@ class InstanceDataset(Dataset):
     def annotations(self, index: int) -> Record:
         """Boxes [N, 4], labels [N] and masks [N, H, W] of an image, crowds left out."""
         image = self.coco.images[index]
-        objects = [a for a in self.coco.annotations[image.image_id] if not a.iscrowd and a.area > 0]
+        objects = [a for a in self.coco.annotations[image.image_id] if a.is_taught]
         masks = [rle.decode(a.rle).astype(np.uint8) for a in objects]
         boxes = [(x, y, x + w, y + h) for x, y, w, h in (a.bbox_xywh for a in objects)]
         return {
@@ -125,6 +127,20 @@ class InstanceDataset(Dataset):
             "gt_bboxes_labels": np.array([self.coco.labels[a.category_id] for a in objects], np.int64),
             "gt_ignore_flags": np.zeros(len(objects), bool),
         }
+
+
+def _taught(coco: CocoSet, ids: Sequence[int], *, where: Path) -> list[int]:
+    """Labelled images that have an object, as both papers' code takes them; the others teach nothing to look for."""
+    kept = [image_id for image_id in ids if image_id in coco.taught_ids]
+    if len(kept) < len(ids):
+        _LOG.warning(
+            "%d of %d labelled images of %s have no object and are left out", len(ids) - len(kept), len(ids), where
+        )
+    if ids and not kept:
+        raise InputError(
+            "no labelled image has an object", where=where, got=f"{len(ids)} images", fix="check the annotation file"
+        )
+    return kept
 
 
 def image_record(coco: CocoSet, image: CocoImage) -> Record:

@@ -48,8 +48,7 @@ def repeat_factors(image_classes: Sequence[Collection[int]], threshold: float) -
 def classes_of_images(coco: CocoSet) -> list[set[int]]:
     """Labels of the objects that are taught, by image in the set's order; crowds and empty masks are not."""
     return [
-        {coco.labels[a.category_id] for a in coco.annotations[image.image_id] if not a.iscrowd and a.area > 0}
-        for image in coco.images
+        {coco.labels[a.category_id] for a in coco.annotations[image.image_id] if a.is_taught} for image in coco.images
     ]
 
 

@@ -20,16 +20,25 @@ META_KEYS = ("img_id", "img_path", "ori_shape", "img_shape", "homography_matrix"
 
 
 class DropSmallInstances(BaseTransform):
-    """Take instances out that a crop left with few pixels; give the sample up if none remains."""
+    """Take instances out that a crop left with few pixels, by default with none (S4M's code).
 
-    def __init__(self, min_pixels: int = 16) -> None:
-        self.min_pixels = min_pixels
+    What is taken out is learnt as ground. A crop without an instance stays, and shows nothing but ground.
+    """
+
+    def __init__(self, min_pixels: int = 1, keep_empty: bool = True) -> None:
+        """Say what goes.
+
+        Args:
+            min_pixels: An instance with fewer pixels in the view goes.
+            keep_empty: A view without an instance is a sample too; False: it is drawn again.
+        """
+        self.min_pixels, self.keep_empty = min_pixels, keep_empty
 
     def transform(self, results: dict[str, Any]) -> dict[str, Any] | None:
-        """Filter masks, boxes and labels together."""
+        """Filter masks, boxes and labels together; None where nothing remains and that is not wanted."""
         masks: BitmapMasks = results["gt_masks"]
         keep = np.flatnonzero(masks.masks.sum(axis=(1, 2)) >= self.min_pixels)
-        if len(keep) == 0:
+        if len(keep) == 0 and not self.keep_empty:
             return None
         results["gt_masks"] = masks[keep]
         for key in ("gt_bboxes", "gt_bboxes_labels", "gt_ignore_flags"):

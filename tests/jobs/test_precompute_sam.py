@@ -1,5 +1,6 @@
 """The command as a whole: first run, second run, killed run, bad input; on FakeSam, and once on a real SAM 2."""
 
+import json
 import re
 import signal
 import subprocess
@@ -15,6 +16,8 @@ from jobs.precompute import plan as precompute_plan
 from jobs.precompute.cost_model import Row, StageSeconds, load_table
 from jobs.precompute_sam import load_inputs, precompute
 from jobs.settings import PrecomputeSettings, SamSettings, SimilaritySettings
+from jobs.store_checks import image_keys, refuse_other_images
+from pipeline.data.instance_dataset import InstanceDataset
 from pipeline.data.splits import draw_split, save_split
 from pipeline.errors import ConfigError, InputError, StoreMismatchError, TooManyQuarantinedError
 from pipeline.sam.generator_settings import GeneratorSettings
@@ -195,6 +198,33 @@ def test_a_split_decides_who_gets_targets(settings, tmp_path):
     assert SimilarityStore.open(settings.store).image_ids() == list(drawn.labelled)
     assert len(drawn.labelled) == 2
     assert len(ProposalStore.open(settings.store).image_ids()) == 7
+
+
+def test_labelled_images_without_an_object_get_no_targets_and_a_teacher_wants_none(settings, tmp_path):
+    path = Path(settings.images)
+    content = json.loads(path.read_text())
+    bare, crowd, *rest = sorted({entry["image_id"] for entry in content["annotations"]})
+    content["annotations"] = [entry for entry in content["annotations"] if entry["image_id"] != bare]
+    for entry in content["annotations"]:
+        entry["iscrowd"] = int(entry["image_id"] == crowd)
+    path.write_text(json.dumps(content))
+    drawn = draw_split(load_inputs(settings)[0], percent=30, seed=1)
+    others = {*drawn.labelled, *drawn.unlabelled} - {bare, crowd, *rest}
+    drawn = replace(drawn, labelled=(bare, crowd, *rest), unlabelled=tuple(sorted(others)))
+    save_split(drawn, tmp_path / "split.json")
+    for split in (None, str(tmp_path / "split.json")):
+        _, labelled = load_inputs(replace(settings, split=split))
+        assert sorted(labelled.by_id) == rest
+    # A store of all images with an object serves every share of labels.
+    precompute(settings, make_backend=fake_sam)
+    taught = InstanceDataset(
+        annotation_file=str(path),
+        image_root=settings.image_root or str(path.parent),
+        split_file=str(tmp_path / "split.json"),
+        part="labelled",
+        pipeline=[],
+    ).coco
+    refuse_other_images(settings.store, "similarity", image_keys(taught.images))
 
 
 def test_a_split_of_other_images_is_refused(settings, tmp_path):

@@ -285,7 +285,10 @@ def test_targets_from_other_annotations_of_the_images_are_refused(scenes, tmp_pa
 def test_targets_of_all_classes_serve_a_training_of_some(scenes, tmp_path):
     store = write_store(tmp_path / "store", scenes, kinds=("similarity",))
     config = read("teacher/scenes_structural", f"data_root={scenes.root}", f"store={store}")
-    names = [c.name for c in load_coco(scenes.annotations("train"), scenes.image_root).categories][:2]
+    coco = load_coco(scenes.annotations("train"), scenes.image_root)
+    labelled = load_split(scenes.root / "split.json", coco).labelled
+    taught = {coco.labels[entry.category_id] for image_id in labelled for entry in coco.annotations[image_id]}
+    names = [coco.categories[label].name for label in sorted(taught)][:2]
     config.train_dataloader.dataset.dataset.class_names = names
     config.model.panoptic_head.num_things_classes = 2
     check_inputs(config)

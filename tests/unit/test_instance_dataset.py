@@ -1,5 +1,6 @@
 """Streams are functions of their position: whatever the order, the interruption and the number of workers."""
 
+import json
 import random
 import shutil
 from itertools import islice
@@ -286,7 +287,8 @@ def test_a_set_that_is_gone_through_to_its_end_is_checked_first(scenes, damaged,
 
 def test_pairs_hold_both_streams_at_the_same_position(scenes):
     hidden = [*GEOMETRY, {"type": HideGroundTruth}, {"type": PackSample}]
-    labelled = stream(scenes, part="labelled", pipeline=[*GEOMETRY, {"type": DropSmallInstances}, {"type": PackSample}])
+    small = {"type": DropSmallInstances, "min_pixels": 16, "keep_empty": False}
+    labelled = stream(scenes, part="labelled", pipeline=[*GEOMETRY, small, {"type": PackSample}])
     unlabelled = stream(scenes, name="unlabelled", part="unlabelled", pipeline=hidden)
     pairs, first, second = PairedStream(labelled, unlabelled), build(labelled), build(unlabelled)
     assert len(pairs) == 4
@@ -344,3 +346,26 @@ def test_workers_change_nothing(scenes):
         ]
 
     assert batches(0) == batches(2)
+
+
+def without_objects(scenes, folder, ids):
+    """The settings of the labelled part, with the objects of some images made a crowd or taken away."""
+    content = json.loads(scenes.annotations("train").read_text())
+    first, *others = ids
+    content["annotations"] = [entry for entry in content["annotations"] if entry["image_id"] not in others]
+    for entry in content["annotations"]:
+        entry["iscrowd"] = int(entry["image_id"] == first or entry["iscrowd"])
+    path = folder / "train.json"
+    path.write_text(json.dumps(content))
+    settings = images(scenes, part="labelled", annotation_file=str(path), split_file=str(scenes.root / "split.json"))
+    settings.pop("type")
+    return settings
+
+
+def test_labelled_images_without_an_object_are_left_out_and_counted(scenes, tmp_path, caplog):
+    labelled = json.loads((scenes.root / "split.json").read_text())["labelled"]
+    data = InstanceDataset(**without_objects(scenes, tmp_path, labelled[:2]))
+    assert [image.image_id for image in data.coco.images] == labelled[2:]
+    assert any("2 of 3 labelled images" in message for message in caplog.messages)
+    with pytest.raises(InputError, match="no labelled image has an object"):
+        InstanceDataset(**without_objects(scenes, tmp_path, labelled))

@@ -55,8 +55,16 @@ def test_small_instances_go_with_everything_they_have():
 
 
 @pytest.mark.parametrize("sides", [(), (3,), (0, 3)])
-def test_a_sample_without_a_visible_instance_is_given_up(sides):
-    assert DropSmallInstances(min_pixels=16).transform(record(squares(*sides))) is None
+def test_a_sample_without_a_visible_instance_is_given_up_where_that_is_wanted(sides):
+    assert DropSmallInstances(min_pixels=16, keep_empty=False).transform(record(squares(*sides))) is None
+    kept = DropSmallInstances(min_pixels=16).transform(record(squares(*sides)))
+    assert kept["gt_masks"].masks.shape == (0, 40, 33)
+    assert len(kept["gt_bboxes"]) == len(kept["gt_bboxes_labels"]) == len(kept["gt_ignore_flags"]) == 0
+
+
+def test_one_pixel_is_an_instance_unless_told_otherwise():
+    results = DropSmallInstances().transform(record(squares(5, 1, 0)))
+    assert results["gt_masks"].masks.sum((1, 2)).tolist() == [25, 1]
 
 
 @pytest.fixture(scope="module")
