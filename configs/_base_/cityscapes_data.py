@@ -65,7 +65,7 @@ labelled_stream = dict(
             *geometry,
             dict(type=ColourJitter),
             flip,
-            dict(type=DropSmallInstances),
+            dict(type=DropSmallInstances, min_pixels=1, keep_empty=True),
             dict(type=PackSample),
         ],
     ),

@@ -48,7 +48,7 @@ labelled_stream = dict(
     dataset=dict(
         **train_images,
         part="labelled",
-        pipeline=[*geometry, dict(type=DropSmallInstances), dict(type=PackSample)],
+        pipeline=[*geometry, dict(type=DropSmallInstances, min_pixels=1, keep_empty=True), dict(type=PackSample)],
     ),
 )
 unlabelled_stream = dict(

@@ -13,6 +13,9 @@ seed = 0
 device = "auto"
 """auto (a GPU where there is one) | cpu | cuda."""
 checkpoint_interval = 500
+best_figure = None
+"""Figure of the validation, such as coco/mask_AP: the checkpoint that scored best is kept beside the last ones, as
+best_*.pth; None keeps none. What is reported is the last one: a best one is chosen on the validation set."""
 log_interval = 20
 panel_interval = 200
 """Steps between two image panels in TensorBoard, of about 140 kB each; 0 draws none."""
@@ -22,7 +25,13 @@ default_hooks = dict(
     logger=dict(type=LoggerHook, interval="{log_interval}", log_metric_by_epoch=False),
     param_scheduler=dict(type=ParamSchedulerHook),
     checkpoint=dict(
-        type=CheckpointHook, by_epoch=False, interval="{checkpoint_interval}", max_keep_ckpts=2, save_last=True
+        type=CheckpointHook,
+        by_epoch=False,
+        interval="{checkpoint_interval}",
+        max_keep_ckpts=2,
+        save_last=True,
+        save_best="{best_figure}",
+        rule="greater",
     ),
     sampler_seed=dict(type=DistSamplerSeedHook),
 )

@@ -20,6 +20,7 @@ with read_base():
 from pipeline.data.instance_dataset import PairedStream
 from pipeline.models.semi_student import SemiStudent
 from pipeline.models.training_hooks import BurnInEmaHook
+from pipeline.models.validation import BothNetworksLoop
 
 batch_size = 4
 """Labelled and unlabelled images per worker, each; the paper's 16 are 4 workers."""
@@ -40,5 +41,6 @@ model = dict(
     arp=dict(mode="static"),
     settings=dict(unlabelled_weight=2.0, seed="{seed}"),
 )
+val_cfg = dict(type=BothNetworksLoop)
 train_dataloader.dataset = dict(type=PairedStream, labelled=labelled_stream, unlabelled=unlabelled_stream)
 custom_hooks.append(dict(type=BurnInEmaHook, burn_in="{burn_in}", decay="{ema_decay}", at_end="{at_burn_in_end}"))

@@ -29,6 +29,7 @@ batch_size = 4
 max_iters = 90_000
 val_interval = 5_000
 checkpoint_interval = 5_000
+best_figure = "coco/cityscapes_AP"
 panel_interval = 1_000
 learning_rate = 1e-4
 init_checkpoint = None

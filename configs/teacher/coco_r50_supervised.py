@@ -28,6 +28,7 @@ batch_size = 6
 max_iters = 368_750
 val_interval = 5_000
 checkpoint_interval = 5_000
+best_figure = "coco/mask_AP"
 panel_interval = 2_000
 learning_rate = 1e-4
 init_checkpoint = None

@@ -115,7 +115,7 @@ _S4M = (
         "Parts of S4M: what each adds to a student; all students have the same schedule",
         (
             Cell("I", "I supervised", SUPERVISED, Part("student/scenes_none", (_NO_ARP, _NO_LABELS))),
-            Cell("II", "II mean teacher, no SAM", SUPERVISED, Part("student/scenes_none", (_NO_ARP,))),
+            Cell("II", "II teacher and student, no SAM", SUPERVISED, Part("student/scenes_none", (_NO_ARP,))),
             Cell("III", "III = II + structural distillation", STRUCTURAL, Part("student/scenes_none", (_NO_ARP,))),
             Cell("IV", "IV = II + point refinement", SUPERVISED, Part("student/scenes_points", (_NO_ARP,))),
             Cell("V", "V = IV + ARP", SUPERVISED, _POINTS),

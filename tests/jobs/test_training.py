@@ -30,7 +30,7 @@ from jobs.training.runs import (
     train,
 )
 from pipeline.errors import CheckpointError, ConfigError, EnvironmentProblemError, InputError
-from pipeline.models.weights import read_weights
+from pipeline.models.weights import read_checkpoint, read_weights
 from tests.toy_scenes import small_scenes
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -189,7 +189,9 @@ def test_a_run_leaves_its_figures_config_and_logs_in_its_own_folder(teacher_run,
     for folder in (teacher_run, student_run):
         done = training.read_done(folder)
         assert done["iterations"] == 4
-        assert set(done["validation"]) == {"mask_AP", "mask_AP50", "mask_AP75", "AR100"}
+        figures = {"mask_AP", "mask_AP50", "mask_AP75", "AR100"}
+        both = {*figures, *(f"teacher_{name}" for name in figures)}
+        assert set(done["validation"]) == (both if folder == student_run else figures)
         assert Config.fromfile(folder / RESOLVED).max_iters == 4
         assert len(list(folder.glob("*/vis_data/scalars.json"))) == 1  # the second run in a process has its own too
         assert list(folder.glob("*/vis_data/events.out.tfevents*"))
@@ -294,6 +296,37 @@ def test_a_run_directory_stands_for_its_newest_checkpoint(teacher_run):
     assert teacher_start(str(teacher_run)) == str(teacher_run / "iter_4.pth")
     assert teacher_start(str(teacher_run / "iter_2.pth")) == str(teacher_run / "iter_2.pth")
     assert teacher_start("scenes-base") == "scenes-base"
+
+
+def test_both_networks_are_validated_each_with_its_own_weights(scenes, teacher_run, tmp_path, monkeypatch):
+    """The sum of a network's weights tells which one was asked; the best checkpoint is the student's best score."""
+    from pipeline.models.training_hooks import MaskApMetric
+    from pipeline.models.validation import BothNetworksLoop
+
+    seen, asked = [], []
+    figures_of = BothNetworksLoop._figures_of
+
+    def of(loop, network):
+        asked.append(getattr(loop.runner.model, network))
+        return figures_of(loop, network)
+
+    def score(metric, results):
+        seen.append(float(sum(value.double().abs().sum() for value in asked[-1].state_dict().values())))
+        # Of the student, the teacher, the student ...
+        return {"mask_AP": [1.0, 0.0, 3.0, 0.0, 2.0, 0.0][len(seen) - 1], "weights": seen[-1]}
+
+    monkeypatch.setattr(BothNetworksLoop, "_figures_of", of)
+    monkeypatch.setattr(MaskApMetric, "compute_metrics", score)
+    options = {"max_iters": 6, "train_cfg.val_interval": 2, "best_figure": "coco/mask_AP"}
+    folder = run_training(STUDENT, small_student(scenes, teacher_run, **options), tmp_path / "run")
+    assert [path.name for path in folder.glob("best_*")] == ["best_coco_mask_AP_iter_4.pth"]
+    best = read_checkpoint(folder / "best_coco_mask_AP_iter_4.pth")["state_dict"]
+    for network, at in (("student", 2), ("teacher", 3)):
+        weights = [value for name, value in best.items() if name.startswith(f"{network}.")]
+        assert seen[at] == pytest.approx(float(sum(value.double().abs().sum() for value in weights)), rel=1e-12)
+    assert seen[2] != seen[3]
+    figures = training.read_done(folder)["validation"]
+    assert (figures["mask_AP"], figures["weights"], figures["teacher_weights"]) == (2.0, seen[4], seen[5])
 
 
 def test_an_unfinished_run_is_no_teacher_unless_its_file_is_named(scenes, tmp_path):
