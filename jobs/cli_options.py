@@ -44,7 +44,12 @@ Resume = Annotated[bool, typer.Option("--resume", help="Go on from the last chec
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Remove what an earlier run wrote, and start again.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done and what it takes; write nothing.")]
 Limit = Annotated[int | None, typer.Option(min=1, help="Only N images, for a trial.")]
-Workers = Annotated[int, typer.Option(min=1, help="Worker processes, through Ray Train; 1 trains in this process.")]
+Workers = Annotated[
+    int,
+    typer.Option(
+        min=1, help="Worker processes, through Ray Train; a single one without --ray-address trains in this process."
+    ),
+]
 RayAddress = Annotated[
     str,
     typer.Option(help="'local': in this process; 'start': a Ray of its own here; 'auto' or HOST:PORT: that cluster."),

@@ -43,8 +43,8 @@ def launch(
         resume: Go on from the last checkpoint.
         overwrite: Delete the run directory first.
         dry_run: Only check everything that can be checked, and print what would be done.
-        workers: Training processes; more than one are started by Ray Train.
-        ray_address: Cluster for those.
+        workers: Training processes; more than one are started by Ray Train, and a single one on a cluster.
+        ray_address: Cluster for those; ``local`` and one worker: this process.
 
     Returns:
         The last validation's figures (empty for a dry run).
@@ -69,7 +69,7 @@ def launch(
             figures: dict[str, Any] = read_done(folder)["validation"]
             say(f"already finished: {folder} ({figures})")
             return figures
-        if workers == 1:
+        if workers == 1 and ray_address == LOCAL:
             figures = train(run)
         else:
             train_on_ray(run, workers=workers, ray_address=ray_address)

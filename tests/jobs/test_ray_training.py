@@ -125,7 +125,8 @@ def test_two_workers_train_one_student(scenes, tmp_path, capsys):
     ]
     done = training.read_done(folder)
     assert done["iterations"] == 3
-    assert set(done["validation"]) == {"mask_AP", "mask_AP50", "mask_AP75", "AR100"}
+    figures = {"mask_AP", "mask_AP50", "mask_AP75", "AR100"}
+    assert set(done["validation"]) == {*figures, *(f"teacher_{name}" for name in figures)}
     ends = [(folder / f"rank_{rank}_of_2.txt").read_text() for rank in (0, 1)]
     assert ends[0] == ends[1]
     checkpoint = read_checkpoint(folder / "iter_3.pth")["state_dict"]
@@ -143,3 +144,30 @@ def test_what_a_worker_raises_arrives_as_itself(scenes, tmp_path):
     options = small_student(scenes, tmp_path / "nowhere.pth")
     with pytest.raises(CheckpointError, match=r"nowhere\.pth"):
         train_student.run(CONFIGS / "student/scenes_points.py", cfg_options=options, work_dir=tmp_path / "s", workers=2)
+
+
+@pytest.mark.slow
+def test_one_worker_of_a_cluster_trains_what_this_process_would(scenes, tmp_path):
+    teacher = CONFIGS / "teacher/scenes_supervised.py"
+    for name, where in (("here", {}), ("there", {"workers": 1, "ray_address": "start"})):
+        train_teacher.run(teacher, cfg_options=small_teacher(scenes), work_dir=tmp_path / name, **where)
+    assert (tmp_path / "there/ray").exists()
+    assert not (tmp_path / "here/ray").exists()
+    here, there = (read_checkpoint(tmp_path / name / "iter_3.pth")["state_dict"] for name in ("here", "there"))
+    assert here.keys() == there.keys()
+    assert all(torch.equal(value, there[name]) for name, value in here.items())
+
+
+@pytest.mark.slow
+def test_two_workers_that_are_interrupted_end_as_if_they_had_not_been(scenes, tmp_path):
+    options = [*small_teacher(scenes), "checkpoint_interval=1"]
+    options = [option for option in options if option != "checkpoint_interval=3"]
+    teacher = CONFIGS / "teacher/scenes_supervised.py"
+    for name in ("whole", "begun"):
+        train_teacher.run(teacher, cfg_options=options, work_dir=tmp_path / name, workers=2)
+    # As a kill before the last checkpoint leaves it.
+    (tmp_path / "begun/iter_3.pth").unlink()
+    (tmp_path / "begun/done.json").unlink()
+    train_teacher.run(teacher, cfg_options=options, work_dir=tmp_path / "begun", workers=2, resume=True)
+    whole, resumed = (read_checkpoint(tmp_path / name / "iter_3.pth")["state_dict"] for name in ("whole", "begun"))
+    assert all(torch.equal(value, resumed[name]) for name, value in whole.items())
