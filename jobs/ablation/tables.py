@@ -76,6 +76,9 @@ class Table:
 SUPERVISED, STRUCTURAL = Part("teacher/scenes_supervised"), Part("teacher/scenes_structural")
 _NO_ARP, _NO_LABELS = "model.arp=None", "model.settings.unlabelled_weight=0"
 _POINTS, _NONE = Part("student/scenes_points"), Part("student/scenes_none")
+_LABELS_ALONE = Part("student/scenes_none", (_NO_ARP, _NO_LABELS))
+_GUIDED = Part("student/scenes_none", (_NO_ARP,))
+"""What ``scenes_guided`` is, with the teacher that a cell names."""
 
 
 def _teachers(*rows: tuple[str, str, Part]) -> tuple[Cell, ...]:
@@ -114,12 +117,22 @@ _S4M = (
         "6",
         "Parts of S4M: what each adds to a student; all students have the same schedule",
         (
-            Cell("I", "I supervised", SUPERVISED, Part("student/scenes_none", (_NO_ARP, _NO_LABELS))),
-            Cell("II", "II teacher and student, no SAM", SUPERVISED, Part("student/scenes_none", (_NO_ARP,))),
-            Cell("III", "III = II + structural distillation", STRUCTURAL, Part("student/scenes_none", (_NO_ARP,))),
+            Cell("I", "I supervised", SUPERVISED, _LABELS_ALONE),
+            Cell("II", "II Guided Distillation, no SAM", SUPERVISED, _GUIDED),
+            Cell("III", "III = II + structural distillation", STRUCTURAL, _GUIDED),
             Cell("IV", "IV = II + point refinement", SUPERVISED, Part("student/scenes_points", (_NO_ARP,))),
             Cell("V", "V = IV + ARP", SUPERVISED, _POINTS),
             Cell("VI", "VI all (S4M)", STRUCTURAL, _POINTS),
+        ),
+    ),
+    Table(
+        "baselines",
+        "What S4M is compared with; all students have the same number of steps",
+        (
+            Cell("supervised", "labels only", SUPERVISED, _LABELS_ALONE),
+            Cell("mean_teacher", "plain mean teacher", SUPERVISED, Part("student/scenes_mean_teacher", ("burn_in=0",))),
+            Cell("guided", "Guided Distillation", SUPERVISED, _GUIDED),
+            Cell("s4m", "S4M", STRUCTURAL, _POINTS),
         ),
     ),
     Table(
