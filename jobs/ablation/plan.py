@@ -192,7 +192,7 @@ class Planner:
             options.append(f"pseudo_label.seed={seed}")
         if stage == "student" and teacher is not None:
             options.append(f"teacher_checkpoint={teacher.folder}")
-        if "burn_in" in bare._cfg_dict and stage == "student":
+        if bare._cfg_dict.get("burn_in") and stage == "student":  # a config without one stays without
             options.append(f"burn_in={size.burn_in}")
         return [*options, *part.options]
 

@@ -130,7 +130,7 @@ _S4M = (
         "What S4M is compared with; all students have the same number of steps",
         (
             Cell("supervised", "labels only", SUPERVISED, _LABELS_ALONE),
-            Cell("mean_teacher", "plain mean teacher", SUPERVISED, Part("student/scenes_mean_teacher", ("burn_in=0",))),
+            Cell("mean_teacher", "plain mean teacher", SUPERVISED, Part("student/scenes_mean_teacher")),
             Cell("guided", "Guided Distillation", SUPERVISED, _GUIDED),
             Cell("s4m", "S4M", STRUCTURAL, _POINTS),
         ),

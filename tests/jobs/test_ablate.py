@@ -68,7 +68,8 @@ def test_cells_of_a_table_have_one_budget(table, tmp_path):
     for stage in ("teacher", "student"):
         words = [" ".join(step.task.words) for job in jobs for step in job.steps if step.stage == stage]
         for option in ("max_iters", "seed", "data_root", "split_file", "burn_in", "checkpoint_interval"):
-            assert len({tuple(re.findall(rf"{option}=(\S+)", line)) for line in words}) <= 1
+            values = {tuple(re.findall(rf"{option}=(\S+)", line)) for line in words}
+            assert len(values) <= 1 or (option == "burn_in" and table.name == "baselines" and len(values - {()}) == 1)
     assert len({job.digest for job in jobs}) == len(jobs)
 
 
