@@ -126,16 +126,6 @@ _S4M = (
         ),
     ),
     Table(
-        "baselines",
-        "What S4M is compared with; all students have the same number of steps",
-        (
-            Cell("supervised", "labels only", SUPERVISED, _LABELS_ALONE),
-            Cell("mean_teacher", "plain mean teacher", SUPERVISED, Part("student/scenes_mean_teacher")),
-            Cell("guided", "Guided Distillation", SUPERVISED, _GUIDED),
-            Cell("s4m", "S4M", STRUCTURAL, _POINTS),
-        ),
-    ),
-    Table(
         "A.1",
         "Quality of pseudo-labels: class accuracy (CA) and segmentation quality (SQ)",
         (
@@ -162,6 +152,16 @@ _S4M = (
             )
         ),
         figures=("mask_AP", "mask_AP50", *LABELS),
+    ),
+    Table(
+        "baselines",
+        "What S4M is compared with; all students have the same number of steps",
+        (
+            Cell("supervised", "labels only", SUPERVISED, _LABELS_ALONE),
+            Cell("mean_teacher", "plain mean teacher", SUPERVISED, Part("student/scenes_mean_teacher")),
+            Cell("guided", "Guided Distillation", SUPERVISED, _GUIDED),
+            Cell("s4m", "S4M", STRUCTURAL, _POINTS),
+        ),
     ),
     Table(
         "own",
