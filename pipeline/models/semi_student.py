@@ -1,7 +1,7 @@
 """The student: an EMA teacher labels what has no labels, a refiner corrects it, ARP mixes it, the student learns it."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -126,10 +126,12 @@ class SemiStudent(SemiBaseDetector):
         labels: list[ViewLabels] = []
         outcomes: Counter[str] = Counter()
         before, after = PseudoLabelQuality(), PseudoLabelQuality()
+        self._embed([sample for query, sample in zip(queries, samples, strict=True) if len(query.labels)])
         for query, sample in zip(queries, samples, strict=True):
             view = view_of(sample.metainfo)
             masks = to_canonical(query, view)
-            refined = self.refiner.refine(sample.img_id, self._image(sample), masks, rng)
+            image = self._image(sample) if len(masks) else None
+            refined = self.refiner.refine(sample.img_id, image, masks, rng)
             outcomes.update(refined.outcomes)
             labels.append(to_view(refined, masks.labels, view, min_pixels=self.settings.min_pixels))
             if self.settings.watch_quality and "hidden_truth" in sample:
@@ -163,6 +165,11 @@ class SemiStudent(SemiBaseDetector):
     def _pixel_statistics(self) -> tuple[Tensor, Tensor]:
         inner = self.data_preprocessor.data_preprocessor
         return inner.mean, inner.std
+
+    def _embed(self, samples: Sequence[DetDataSample]) -> None:
+        """Have SAM's embeddings of these images, where it is to be prompted."""
+        if self.embeddings is not None:
+            self.embeddings.prepare({sample.img_id: self._image(sample) for sample in samples})
 
     def _image(self, sample: DetDataSample) -> Any:
         """The canonical image where the refiner has to encode it, else None."""

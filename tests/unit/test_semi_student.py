@@ -152,6 +152,16 @@ def test_sam_encodes_every_unlabelled_image_once_and_no_labelled_one(folder, wit
     assert len(with_fakes.embedded) == 2
 
 
+def test_sam_encodes_the_unlabelled_images_of_a_step_as_one_batch(folder, with_fakes, monkeypatch):
+    batches = []
+    embed = with_fakes.embed
+    monkeypatch.setattr(with_fakes, "embed", lambda images: batches.append(len(images)) or embed(images), raising=False)
+    losses_of(build_student(refiner=REFINERS["points"] | {"cached_embeddings": 1}), batch(folder))
+    assert batches == [2]
+    losses_of(build_student(refiner=REFINERS["points"], pseudo_labels=NOTHING), batch(folder))
+    assert batches == [2]  # nothing to refine
+
+
 def test_without_pseudo_labels_only_the_labels_teach(folder):
     model = build_student(pseudo_labels=NOTHING)
     losses = losses_of(model, batch(folder))
