@@ -28,7 +28,7 @@ from pipeline.models.pseudo_labels import (
     to_view,
 )
 from pipeline.models.student_settings import StudentSettings
-from pipeline.refine.build import build_refiner
+from pipeline.refine.build import build_refiner, refuse_wrong_precision
 from pipeline.refine.embedding_cache import EmbeddingCache
 from pipeline.sam.sam2_backend import build_backend
 from pipeline.stores.proposal_store import ProposalStore
@@ -53,7 +53,7 @@ class SemiStudent(SemiBaseDetector):
             detector: Config of the Mask2Former.
             data_preprocessor: Config of mmdet's ``MultiBranchDataPreprocessor``.
             refiner: ``name`` (none | points | iom | cpi | cpi_u | cpi_o), the refiner's settings, and ``store`` (a
-                proposal library) or ``sam``, ``device``, ``cached_embeddings`` as the refiner needs.
+                proposal library) or ``sam``, ``device``, ``precision``, ``cached_embeddings`` as the refiner needs.
             pseudo_labels: Fields of :class:`PseudoLabelFilter`.
             arp: Fields of :class:`ArpSettings`; None turns ARP off.
             settings: Fields of :class:`StudentSettings`.
@@ -183,8 +183,8 @@ def make_refiner(name: str, **settings: Any) -> tuple[Any, EmbeddingCache | None
 
     Args:
         name: none | points | iom | cpi | cpi_u | cpi_o.
-        **settings: ``store`` (proposal library), ``sam``, ``sam_config``, ``device``, ``cached_embeddings``; the rest
-            goes to the refiner.
+        **settings: ``store`` (proposal library), ``sam``, ``sam_config``, ``device``, ``precision`` (of SAM: fp32 |
+            bf16), ``cached_embeddings``; the rest goes to the refiner.
 
     Returns:
         The refiner, and the cache of SAM embeddings if it prompts SAM.
@@ -194,11 +194,14 @@ def make_refiner(name: str, **settings: Any) -> tuple[Any, EmbeddingCache | None
     """
     store, sam = settings.pop("store", None), settings.pop("sam", None)
     config, device = settings.pop("sam_config", None), settings.pop("device", "cpu")
-    cached = settings.pop("cached_embeddings", 512)
+    cached, precision = settings.pop("cached_embeddings", 512), settings.pop("precision", "fp32")
     if name == "points":
+        refuse_wrong_precision(precision, device)
         if sam is None:
             raise ConfigError("refiner points needs a SAM", where="refiner.sam", fix="set refiner.sam=scenes-nano")
-        backend = build_backend(sam, device=device, config=config)
+        exactness = torch.get_float32_matmul_precision()
+        backend = build_backend(sam, device=device, config=config, precision=precision)
+        torch.set_float32_matmul_precision(exactness)  # a bf16 SAM lowers it, for the networks beside it too
         cache = EmbeddingCache(backend, size=cached)
         return build_refiner(name, sam=backend, embed=cache, **settings), cache
     proposals = None
