@@ -101,9 +101,16 @@ def warp_to_view(
         return warped
     rows[(y < 0) | (y >= height)] = -1
     columns[(x < 0) | (x >= width)] = -1
-    for mask, target in zip(masks, shown, strict=True):
-        _copy_object(mask, target, rows[:, 0], columns[0])
+    part = _seen(rows), _seen(columns)
+    for mask, target in zip(masks[:, *part], shown, strict=True):
+        _copy_object(mask, target, rows[:, 0] - part[0].start, columns[0] - part[1].start)
     return warped
+
+
+def _seen(indices: NDArray[np.int64]) -> slice:
+    """From the lowest to the highest index that is not negative."""
+    seen = indices[indices >= 0]
+    return slice(int(seen.min()), int(seen.max()) + 1) if len(seen) else slice(0, 0)
 
 
 def _copy_object(
