@@ -115,22 +115,25 @@ def paste(source: Sample, receiver: Sample, settings: ArpSettings) -> Sample:
     image = receiver.image.copy()
     for mask in source.masks[chosen]:
         image[mask] = source.image[mask]
-    covered = source.masks[chosen].any(axis=0)
+    covered = np.asarray(source.masks[chosen].any(axis=0))
     mixed = Sample(
         image,
         np.concatenate([receiver.masks & ~covered, source.masks[chosen]]),
         np.concatenate([receiver.labels, source.labels[chosen]]),
-        (
-            *(None if own is None else np.where(covered, np.float32(1), own) for own in receiver.weight_list()),
-            *(_only_on(source.masks[k], source.weight_list()[k]) for k in chosen),
-        ),
+        _mixed_weights(source, receiver, chosen, covered),
     )
     before = np.concatenate([np.count_nonzero(receiver.masks, axis=(1, 2)), areas[chosen]])
     return _without_slivers(mixed, before, num_own=len(receiver.labels), settings=settings)
 
 
-def _only_on(mask: NDArray[np.bool_], weight: NDArray[np.float32] | None) -> NDArray[np.float32] | None:
-    return None if weight is None else np.where(mask, weight, np.float32(1))
+def _mixed_weights(
+    source: Sample, receiver: Sample, chosen: NDArray[np.int64], covered: NDArray[np.bool_]
+) -> tuple[NDArray[np.float32] | None, ...] | None:
+    if source.weights is None and receiver.weights is None:
+        return None
+    own = [(~covered, weight) for weight in receiver.weight_list()]
+    pasted = [(source.masks[k], source.weight_list()[k]) for k in chosen]
+    return tuple(None if weight is None else np.where(on, weight, np.float32(1)) for on, weight in [*own, *pasted])
 
 
 def _without_slivers(sample: Sample, before: NDArray[np.int64], *, num_own: int, settings: ArpSettings) -> Sample:
@@ -138,10 +141,8 @@ def _without_slivers(sample: Sample, before: NDArray[np.int64], *, num_own: int,
     stays = (areas >= settings.min_visible_pixels) & (areas >= settings.min_visible_share * before)
     stays[:num_own] |= (areas == before)[:num_own]
     kept = np.flatnonzero(stays & (areas > 0))
-    weights = sample.weight_list()
-    return replace(
-        sample, masks=sample.masks[kept], labels=sample.labels[kept], weights=tuple(weights[k] for k in kept)
-    )
+    weights = None if sample.weights is None else tuple(sample.weights[k] for k in kept)
+    return replace(sample, masks=sample.masks[kept], labels=sample.labels[kept], weights=weights)
 
 
 def pairwise_iou(masks: NDArray[np.bool_], others: NDArray[np.bool_]) -> Floats:
