@@ -40,7 +40,7 @@ from jobs.training.runs import provenance, refuse_missing_device
 from pipeline.data.coco import check_image_files, make_coco
 from pipeline.data.referring.dataset import ReferDataset
 from pipeline.errors import TooManyQuarantinedError
-from pipeline.refine.build import build_refiner
+from pipeline.refine.build import SOURCE_SETTINGS, build_refiner
 from pipeline.sam.sam2_backend import build_backend
 from pipeline.stores.proposal_store import ProposalStore
 from pipeline.stores.writer import StoreCounts, StoreWriter, preview, remove_part
@@ -197,11 +197,12 @@ def _guide(refiner: Mapping[str, Any], images: Sequence[ImageKey]) -> tuple[str,
     The refiner is built here for its complaints, before anything is written; workers build their own.
     """
     name, store, sam = (refiner.get(key) for key in ("name", "store", "sam"))
-    own = {k: v for k, v in refiner.items() if k not in ("sam", "sam_config", "store", "device", "cached_embeddings")}
+    own = {key: value for key, value in refiner.items() if key not in SOURCE_SETTINGS}
     if name == "points" and sam is not None:
         backend = build_backend(sam, device="cpu", config=refiner.get("sam_config"))
         build_refiner(**own, sam=backend)
-        return Path(backend.name).name, backend.sha256, own
+        half = {"precision": "bf16"} if refiner.get("precision") == "bf16" else {}
+        return Path(backend.name).name, backend.sha256, own | half
     if name not in ("points", "none") and store is not None:
         library = ProposalStore.open(store)
         build_refiner(**own, proposals=library)

@@ -36,7 +36,9 @@ model = dict(
     detector=detector,
     data_preprocessor=dict(type=MultiBranchDataPreprocessor, data_preprocessor=data_preprocessor),
     pseudo_labels=dict(score_threshold=0.7, min_soft_area=5.0, nms_iou_threshold=None),
-    refiner=dict(name="points", sam="sam2_hiera_large", device="cuda", num_points=3, cached_embeddings=64),
+    refiner=dict(
+        name="points", sam="sam2_hiera_large", device="cuda", precision="bf16", num_points=3, cached_embeddings=64
+    ),
     arp=dict(mode="static"),
     settings=dict(unlabelled_weight=2.0, seed="{seed}"),
 )

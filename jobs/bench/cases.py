@@ -1,6 +1,7 @@
 """What a bench is made of: two ways to the same result, what they took, and synthetic things to do it on."""
 
 import statistics
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,6 +61,8 @@ class Case:
     """Raises AssertionError where ours (first) and the other's result do not agree."""
     calls: int = 1
     """Of each way in a round."""
+    clock: Callable[[], float] = time.perf_counter
+    """Seconds: of the wall, or of this process on its CPUs (``time.process_time``)."""
     timing: Timing | None = None
     """Where the case has been timed already, because a call is not what is to be compared."""
 

@@ -17,7 +17,8 @@ from jobs.bench.stock_generator import assert_same_codes, assert_same_masks, our
 from jobs.config_files import load_config
 from pipeline.errors import EnvironmentProblemError
 from pipeline.sam.generator_settings import GeneratorSettings
-from pipeline.sam.sam2_backend import Precision, Sam2Backend, build_backend, build_model, published_architecture
+from pipeline.sam.interface import Precision
+from pipeline.sam.sam2_backend import Sam2Backend, build_backend, build_model, published_architecture
 from pipeline.sam.segment_everything import point_grid, segment_everything
 from pipeline.scenes.cache import draw_by_index
 from pipeline.scenes.render import SceneStyle

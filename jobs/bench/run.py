@@ -7,7 +7,6 @@ same. The two are timed in turn within one process, so that a busy machine slows
 import argparse
 import json
 import sys
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -17,7 +16,7 @@ from typing import Any
 
 import torch
 
-from jobs.bench import generators, matching, mutual_learning, ray_overhead, steps, stores, targets
+from jobs.bench import generators, matching, mutual_learning, ray_overhead, steps, stores, student_labels, targets
 from jobs.bench.cases import Case, Timing
 from jobs.training.runs import provenance
 from pipeline.errors import ConfigError, EnvironmentProblemError
@@ -30,6 +29,7 @@ BENCHES: dict[str, Callable[[Path], Iterable[Case]]] = {
     **targets.BENCHES,
     **steps.BENCHES,
     **mutual_learning.BENCHES,
+    **student_labels.BENCHES,
     "ray_overhead": ray_overhead.ray_overhead,
     "match_1x200_1080p": matching.match_1x200_1080p,
     "library_read": matching.library_read,
@@ -38,18 +38,19 @@ BENCHES: dict[str, Callable[[Path], Iterable[Case]]] = {
 """By name; each builds its cases, in a folder that is deleted afterwards."""
 
 
-def compare(case: Case, *, rounds: int, clock: Callable[[], float] = time.perf_counter) -> Timing:
+def compare(case: Case, *, rounds: int, clock: Callable[[], float] | None = None) -> Timing:
     """Check that both ways agree, then time them in turn.
 
     Args:
         case: What to time.
         rounds: How often; the way that goes first changes from round to round.
-        clock: Seconds.
+        clock: Seconds; the case's own by default.
 
     Raises:
         AssertionError: the two ways do not give the same.
     """
     case.check(case.ours(), case.other())
+    clock = clock or case.clock
     seconds: dict[str, list[float]] = {"ours": [], "other": []}
     for number in range(rounds):
         for name in ("ours", "other") if number % 2 == 0 else ("other", "ours"):

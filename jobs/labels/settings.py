@@ -19,7 +19,7 @@ from pipeline.refine.build import REFINER_NAMES
 
 _BLOCK = "pseudo_label"
 REFINER = "model.refiner."
-_SHARED = ("name", "sam", "sam_config", "device", "store")
+_SHARED = ("name", "sam", "sam_config", "device", "precision", "store")
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,8 @@ def refiner_of(config: Config, config_path: Path, cfg_options: Sequence[str]) ->
         config: Overrides applied.
         config_path: Where it came from.
         cfg_options: The overrides. If they name another refiner than the file does, what the file sets for its own
-            does not count, except ``sam``, ``sam_config``, ``device`` and ``store``, which mean the same to all.
+            does not count, except ``sam``, ``sam_config``, ``device``, ``precision`` and ``store``, which mean the
+            same to all.
 
     Returns:
         With ``name``; ``store`` is the config's own where a refiner needs a library and names none.

@@ -34,7 +34,7 @@ from pipeline.errors import InputError, PipelineError
 from pipeline.evaluation.pseudo_label_quality import pseudo_label_quality
 from pipeline.images import read_image
 from pipeline.models.pseudo_labels import PseudoLabelFilter
-from pipeline.refine.build import build_refiner
+from pipeline.refine.build import SOURCE_SETTINGS, build_refiner
 from pipeline.refine.embedding_cache import EmbeddingCache
 from pipeline.refine.interface import Refiner, TeacherMasks
 from pipeline.sam.sam2_backend import build_backend
@@ -49,7 +49,6 @@ WAYS: Mapping[str, Mapping[str, Any]] = {
     "mask": {"prompt": "mask"},
 }
 """Name -> settings of the refiner ``points``; what the config's own refiner says of these does not count."""
-_NOT_SETTINGS = ("name", "sam", "sam_config", "device", "store", "cached_embeddings")
 T = TypeVar("T")
 _FIGURES = ("class_accuracy", "segmentation_quality", "matched_share", "found_share")
 
@@ -162,7 +161,7 @@ def _ways(
     configured: Mapping[str, Any], build: Callable[..., Refiner], num_seeds: int, gate: float | None
 ) -> Iterator[Way]:
     """Every way of :data:`WAYS` with every seed that makes a difference."""
-    others = {key: value for key, value in configured.items() if key not in _NOT_SETTINGS}
+    others = {key: value for key, value in configured.items() if key != "name" and key not in SOURCE_SETTINGS}
     for name, own in WAYS.items():
         settings = {**others, **own, "min_iou_with_teacher": gate}
         for seed in range(1 if own["prompt"] in ("box", "mask") else num_seeds):

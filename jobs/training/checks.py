@@ -21,7 +21,12 @@ from pipeline.errors import ConfigError, StoreMismatchError
 from pipeline.models.pseudo_labels import PseudoLabelFilter
 from pipeline.models.referring.student_settings import ReferStudentSettings
 from pipeline.models.student_settings import StudentSettings
-from pipeline.refine.build import refuse_unknown_settings, setting_names
+from pipeline.refine.build import (
+    SOURCE_SETTINGS,
+    refuse_unknown_settings,
+    refuse_wrong_precision,
+    setting_names,
+)
 from pipeline.stores.index import StoreIndex
 from pipeline.stores.target_features import refuse_other_features
 
@@ -31,7 +36,7 @@ _BLOCKS: dict[str, dict[str, type]] = {
 }
 """Where a student's ``model`` holds its network -> its parts with settings of a dataclass."""
 _NEEDS_LIBRARY = ("iom", "cpi", "cpi_u", "cpi_o")
-_REFINER = ("name", "sam", "sam_config", "device", "store", "cached_embeddings")
+_REFINER = ("name", *SOURCE_SETTINGS)
 KNOWN_KEYS = (
     *(f"model.refiner.{name}" for name in (*_REFINER, *setting_names())),
     *(key for parts in _BLOCKS.values() for name, kind in parts.items() for key in known_keys(kind, f"model.{name}.")),
@@ -140,7 +145,9 @@ def check_settings(config: Any, *, where: str | Path) -> None:
     check_sentence_settings(config, _dicts(config.train_dataloader), where=where)
     for parts in (parts for network, parts in _BLOCKS.items() if network in config.model):
         refiner = dict(config.model.get("refiner") or {"name": "none"})
-        refuse_unknown_settings(**{key: value for key, value in refiner.items() if key not in _REFINER[1:]})
+        refuse_unknown_settings(**{key: value for key, value in refiner.items() if key not in SOURCE_SETTINGS})
+        if refiner.get("name") == "points":
+            refuse_wrong_precision(refiner.get("precision", "fp32"), refiner.get("device", "cpu"))
         for name, kind in parts.items():
             block = config.model.get(name)
             if block is not None:

@@ -7,15 +7,20 @@ Eq: S4M/arp
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from typing import Literal, TypeVar, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import ConfigError
+from pipeline.masks.overlap import mask_areas
+from pipeline.masks.window import Window, bounding_window
 
 PasteMode = Literal["static", "moved"]
 """static: same coordinates (the paper, released Cityscapes). moved: rescaled, anywhere (released COCO)."""
+
+
+_Value = TypeVar("_Value", bound=np.generic)
 
 
 @dataclass(frozen=True)
@@ -92,12 +97,22 @@ class ArpSettings:
 class _Patch:
     """A source instance as it will lie in the receiver: where it is taken from and where it goes, pixel by pixel."""
 
-    source_rows: NDArray[np.int64]
-    source_columns: NDArray[np.int64]
+    source_rows: NDArray[np.int64] | slice
+    source_columns: NDArray[np.int64] | slice
     top: int
     left: int
     mask: NDArray[np.bool_]
     """[h, w] which of its pixels are pasted."""
+
+    @property
+    def window(self) -> Window:
+        """Where it goes."""
+        height, width = self.mask.shape
+        return slice(self.top, self.top + height), slice(self.left, self.left + width)
+
+    def taken_from(self, source: NDArray[_Value]) -> NDArray[_Value]:
+        """What it takes of the source's pixels [H, W, ...]: [h, w, ...]."""
+        return source[self.source_rows][:, self.source_columns]
 
 
 def augment_batch(samples: Sequence[Sample], settings: ArpSettings, rng: np.random.Generator) -> list[Sample]:
@@ -171,46 +186,48 @@ def paste(source: Sample, receiver: Sample, settings: ArpSettings, rng: np.rando
     """
     # What would be dropped below is not pasted in the first place: no pixels without a label.
     least = max(settings.min_source_area, settings.min_visible_pixels)
-    chosen = np.flatnonzero(np.count_nonzero(source.masks, axis=(1, 2)) >= least)
+    chosen = np.flatnonzero(mask_areas(source.masks) >= least)
     size_hw = (receiver.image.shape[0], receiver.image.shape[1])
     place = _placed if settings.mode == "static" else _moved
     patches = [place(source.masks[index], size_hw, settings, rng) for index in chosen]
-    image, pasted = _painted(receiver.image, source.image, patches)
-    full_areas = np.count_nonzero(pasted, axis=(1, 2))
-    if settings.mode == "moved":
-        for index in range(len(pasted) - 1):
-            pasted[index] &= ~pasted[index + 1 :].any(axis=0)
-    covered = np.asarray(pasted.any(axis=0))
+    image, pasted, covered = _painted(receiver.image, source.image, patches, keep_overlaps=settings.mode == "static")
     mixed = Sample(
         image,
         np.concatenate([receiver.masks & ~covered, pasted]),
         np.concatenate([receiver.labels, source.labels[chosen]]),
-        _mixed_weights(source, receiver, chosen, patches, pasted),
+        _mixed_weights(source, receiver, chosen, patches, pasted, covered),
     )
-    areas_before = np.concatenate([np.count_nonzero(receiver.masks, axis=(1, 2)), full_areas])
+    full_areas = [np.count_nonzero(patch.mask) for patch in patches]
+    areas_before = np.concatenate([mask_areas(receiver.masks), np.array(full_areas, dtype=np.int64)])
     return _without_slivers(mixed, areas_before, num_own=len(receiver.labels), settings=settings)
 
 
 def _painted(
-    image: NDArray[np.uint8], source: NDArray[np.uint8], patches: Sequence[_Patch]
-) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
-    """Paste the pixels of all patches in order; also return where each one lies, [P, H, W] bool."""
+    image: NDArray[np.uint8], source: NDArray[np.uint8], patches: Sequence[_Patch], *, keep_overlaps: bool
+) -> tuple[NDArray[np.uint8], NDArray[np.bool_], NDArray[np.bool_]]:
+    """Paste the pixels of all patches in order.
+
+    Returns:
+        The image; which pixels each patch has, [P, H, W] bool, with those that a later one covers only if overlaps
+        are kept; which any has, [H, W] bool.
+    """
     image = image.copy()
     pasted = np.zeros((len(patches), *image.shape[:2]), dtype=bool)
-    for mask, patch in zip(pasted, patches, strict=True):
-        window = _window(patch)
-        content = source[patch.source_rows[:, None], patch.source_columns]
-        image[window][patch.mask] = content[patch.mask]  # Eq: S4M/arp
-        mask[window] = patch.mask
-    return image, pasted
+    covered = np.zeros(image.shape[:2], dtype=bool)
+    for mask, patch in zip(pasted[::-1], patches[::-1], strict=True):  # the last one lies on top
+        new = patch.mask & ~covered[patch.window]
+        np.copyto(image[patch.window], patch.taken_from(source), where=new[..., None])  # Eq: S4M/arp
+        mask[patch.window] = patch.mask if keep_overlaps else new
+        covered[patch.window] |= new
+    return image, pasted, covered
 
 
 def _placed(
     mask: NDArray[np.bool_], size_hw: tuple[int, int], settings: ArpSettings, rng: np.random.Generator
 ) -> _Patch:
     """The same coordinates; what lies outside a smaller receiver is cut off."""
-    height, width = min(mask.shape[0], size_hw[0]), min(mask.shape[1], size_hw[1])
-    return _Patch(np.arange(height), np.arange(width), 0, 0, mask[:height, :width])
+    rows, columns = bounding_window(mask[: size_hw[0], : size_hw[1]])
+    return _Patch(rows, columns, rows.start, columns.start, mask[rows, columns])
 
 
 def _moved(
@@ -218,26 +235,23 @@ def _moved(
 ) -> _Patch:
     """Rescaled by nearest sampling, at a random place where all of it fits; a random window of it if none does."""
     factor = rng.uniform(*settings.scale_range)
-    rows, top = _axis_placement(np.flatnonzero(mask.any(axis=1)), factor, size_hw[0], rng)
-    columns, left = _axis_placement(np.flatnonzero(mask.any(axis=0)), factor, size_hw[1], rng)
-    return _Patch(rows, columns, top, left, mask[rows[:, None], columns])
+    window = bounding_window(mask)
+    rows, top = _axis_placement(window[0], factor, size_hw[0], rng)
+    columns, left = _axis_placement(window[1], factor, size_hw[1], rng)
+    return _Patch(rows, columns, top, left, mask[rows][:, columns])
 
 
 def _axis_placement(
-    occupied: NDArray[np.int64], factor: float, room: int, rng: np.random.Generator
+    occupied: slice, factor: float, room: int, rng: np.random.Generator
 ) -> tuple[NDArray[np.int64], int]:
     """Along one axis with these occupied indices: the source of every pasted pixel, and where the first one goes."""
-    first, length = int(occupied[0]), int(occupied[-1] - occupied[0]) + 1
+    length = occupied.stop - occupied.start
     new_length = max(1, round(length * factor))
-    source = first + ((np.arange(new_length) + 0.5) * length / new_length).astype(np.int64)  # nearest pixel centre
+    nearest = ((np.arange(new_length) + 0.5) * length / new_length).astype(np.int64)  # pixel centre
+    source = occupied.start + nearest
     cut = int(rng.integers(0, max(new_length - room, 0) + 1))
     source = source[cut : cut + room]
     return source, int(rng.integers(0, room - len(source) + 1))
-
-
-def _window(patch: _Patch) -> tuple[slice, slice]:
-    height, width = patch.mask.shape
-    return slice(patch.top, patch.top + height), slice(patch.left, patch.left + width)
 
 
 def _mixed_weights(
@@ -246,6 +260,7 @@ def _mixed_weights(
     chosen: NDArray[np.int64],
     patches: Sequence[_Patch],
     pasted: NDArray[np.bool_],
+    covered: NDArray[np.bool_],
 ) -> tuple[NDArray[np.float32] | None, ...] | None:
     """Weights of the receiver's, then of the pasted instances.
 
@@ -254,7 +269,6 @@ def _mixed_weights(
     """
     if source.weights is None and receiver.weights is None:
         return None
-    covered = pasted.any(axis=0)
     mixed = [None if own is None else np.where(covered, np.float32(1), own) for own in receiver.weight_list()]
     source_weights = source.weight_list()
     for index, patch, mask in zip(chosen, patches, pasted, strict=True):
@@ -262,14 +276,14 @@ def _mixed_weights(
         placed = None
         if weight is not None:
             placed = np.ones(mask.shape, dtype=np.float32)
-            placed[_window(patch)] = weight[patch.source_rows[:, None], patch.source_columns]
+            placed[patch.window] = patch.taken_from(weight)
             placed[~mask] = 1
         mixed.append(placed)
     return tuple(mixed)
 
 
 def _without_slivers(sample: Sample, areas_before: NDArray[np.int64], *, num_own: int, settings: ArpSettings) -> Sample:
-    areas = np.count_nonzero(sample.masks, axis=(1, 2))
+    areas = mask_areas(sample.masks)
     is_large = (areas >= settings.min_visible_pixels) & (areas >= settings.min_visible_share * areas_before)
     is_untouched = (areas == areas_before) & (np.arange(len(areas)) < num_own)  # a small object of its own is no sliver
     kept = np.flatnonzero((is_large | is_untouched) & (areas > 0))

@@ -18,8 +18,8 @@ from pipeline.distill.self_similarity import View, features_at_cells, points_in_
 from pipeline.distill.structural_loss import structural_loss
 from pipeline.errors import ConfigError
 from pipeline.sam.decoder_features import cells_of_points, features_at_points, rows_at_points
-from pipeline.sam.interface import SamBackend
-from pipeline.sam.sam2_backend import Precision, build_backend
+from pipeline.sam.interface import Precision, SamBackend
+from pipeline.sam.sam2_backend import build_backend
 
 
 @dataclass(frozen=True)

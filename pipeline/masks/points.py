@@ -8,6 +8,8 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.masks.window import bounding_window
+
 SamplingRule = Literal["sigmoid_in_mask", "softmax"]
 """sigmoid_in_mask: the paper's Eq. 3. softmax: released code, over the logits of the whole map (far more peaked)."""
 
@@ -25,12 +27,12 @@ def sampling_weights(
     proportional to exp(logit) = p / (1 - p) over the whole visible map.
 
     Args:
-        probability: [H, W] foreground probability.
-        visible: [H, W] bool, pixels that may be drawn at all.
+        probability: [H, W] foreground probability, or any other shape.
+        visible: Of that shape, bool: pixels that may be drawn at all.
         rule: Which distribution.
 
     Returns:
-        [H, W] float64, 0 or more.
+        float64 of that shape, 0 or more.
     """
     p = np.asarray(probability, dtype=np.float64)
     if rule == "softmax":
@@ -59,11 +61,15 @@ def sample_points(
     Returns:
         [min(K, pixels with a chance), 2] float32, (x, y) canonical; pixel (row, column) is (column + 0.5, row + 0.5).
     """
-    weights = sampling_weights(probability, visible, rule=rule).ravel()
-    candidates = np.flatnonzero(weights)
+    possible = visible & (probability > 0.5 if rule == "sigmoid_in_mask" else probability != 0)
+    rows, columns = bounding_window(possible)
+    possible = possible[rows, columns]
+    candidates = np.flatnonzero(possible)
     count = min(num_points, len(candidates))  # the released code crashes with fewer than K
     if count == 0:
         return np.zeros((0, 2), dtype=np.float32)
-    chances = weights[candidates] / weights[candidates].sum()
-    rows, columns = np.divmod(rng.choice(candidates, size=count, replace=False, p=chances), probability.shape[1])
-    return np.stack([columns + 0.5, rows + 0.5], axis=1).astype(np.float32)
+    chosen = probability[rows, columns][possible]
+    weights = sampling_weights(chosen, np.ones(len(chosen), dtype=bool), rule=rule)
+    drawn = rng.choice(candidates, size=count, replace=False, p=weights / weights.sum())
+    y, x = np.divmod(drawn, possible.shape[1])
+    return np.stack([x + columns.start + 0.5, y + rows.start + 0.5], axis=1).astype(np.float32)

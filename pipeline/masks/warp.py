@@ -8,10 +8,20 @@ Flips, resizes, crops and pads leave the axes apart: then both axes are sampled 
 (rotation, shear, perspective) takes the slower gather. Both are exact to float rounding; identity and flip to the bit.
 """
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.masks.window import bounding_window
+
 Floats = NDArray[np.float64]
+Activation = Callable[[NDArray[np.float32]], NDArray[np.float32]]
+"""Of values, each by itself: float32 of any shape to float32 of that shape."""
+
+_BLOCK = 1 << 15
+"""Values sampled at a time: they stay in the processor's cache."""
 
 
 def map_points(points_xy: NDArray[np.floating], homography: NDArray[np.floating]) -> Floats:
@@ -38,6 +48,7 @@ def warp_to_canonical(
     view_hw: tuple[int, int],
     canonical_hw: tuple[int, int],
     canvas_hw: tuple[int, int] | None = None,
+    activation: Activation | None = None,
 ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
     """Bring a network's maps of a view into the canonical frame, by bilinear sampling at pixel centres.
 
@@ -47,6 +58,7 @@ def warp_to_canonical(
         view_hw: The valid (not padded) area of the view in pixels.
         canonical_hw: Size of the canonical frame in pixels.
         canvas_hw: The area in view pixels that the maps cover, padding included; the valid area by default.
+        activation: What the sampled values go through: of logits that are to become probabilities.
 
     Returns:
         maps [N, H, W] float32, 0 where not visible, and visible [H, W] bool: canonical pixels whose centre falls
@@ -57,28 +69,65 @@ def warp_to_canonical(
     visible = _inside(x, y, view_hw)
     canvas_h, canvas_w = canvas_hw or view_hw
     cell_x, cell_y = x * (maps.shape[2] / canvas_w), y * (maps.shape[1] / canvas_h)
-    return _bilinear(maps, cell_x, cell_y, visible, outside=0.0), visible
+    return _bilinear(maps, cell_x, cell_y, visible, outside=0.0, activation=activation), visible
 
 
 def warp_to_view(
-    masks: NDArray[np.bool_], homography: NDArray[np.floating], *, view_hw: tuple[int, int]
+    masks: NDArray[np.bool_],
+    homography: NDArray[np.floating],
+    *,
+    view_hw: tuple[int, int],
+    canvas_hw: tuple[int, int] | None = None,
 ) -> NDArray[np.bool_]:
     """Bring canonical masks into a view: every view pixel takes the canonical pixel under its centre.
 
     Args:
         masks: [N, H, W] bool canonical.
         homography: [3, 3] canonical to view.
-        view_hw: Size of the result; centres that lie outside the canonical frame (padding) become False.
+        view_hw: Which pixels may show something; centres outside the canonical frame become False.
+        canvas_hw: Size of the result, at least that of the view, whose size it is by default; what is beyond the view
+            is False.
 
     Returns:
         [N, h, w] bool.
     """
     height, width = masks.shape[1:]
     x, y = _mapped_centres(np.linalg.inv(np.asarray(homography, dtype=np.float64)), view_hw)
-    inside = _inside(x, y, (height, width))
-    columns = _clipped_floor(x, width)
-    rows = _clipped_floor(y, height)
-    return np.asarray(masks[:, rows, columns] & inside)
+    warped = np.zeros((len(masks), *(canvas_hw or view_hw)), dtype=bool)
+    shown = warped[:, : view_hw[0], : view_hw[1]]
+    columns, rows = _clipped_floor(x, width), _clipped_floor(y, height)
+    if not _is_separable(x, y):
+        shown[:] = masks[:, rows, columns] & _inside(x, y, (height, width))
+        return warped
+    rows[(y < 0) | (y >= height)] = -1
+    columns[(x < 0) | (x >= width)] = -1
+    part = _seen(rows), _seen(columns)
+    for mask, target in zip(masks[:, *part], shown, strict=True):
+        _copy_object(mask, target, rows[:, 0] - part[0].start, columns[0] - part[1].start)
+    return warped
+
+
+def _seen(indices: NDArray[np.int64]) -> slice:
+    """From the lowest to the highest index that is not negative."""
+    seen = indices[indices >= 0]
+    return slice(int(seen.min()), int(seen.max()) + 1) if len(seen) else slice(0, 0)
+
+
+def _copy_object(
+    mask: NDArray[np.bool_], target: NDArray[np.bool_], rows: NDArray[np.int64], columns: NDArray[np.int64]
+) -> None:
+    """Set target [h, w], all False, to mask[rows][:, columns]; negative indices leave it False. Only the mask's window
+    is looked at; the indices rise or fall throughout."""
+    window = bounding_window(mask)
+    taken_rows, taken_columns = (_run(indices, part) for indices, part in zip((rows, columns), window, strict=True))
+    from_rows, from_columns = rows[taken_rows] - window[0].start, columns[taken_columns] - window[1].start
+    target[taken_rows, taken_columns] = mask[window].take(from_rows, axis=0).take(from_columns, axis=1)
+
+
+def _run(indices: NDArray[np.int64], part: slice) -> slice:
+    """Where indices that rise or fall are within a part."""
+    where = np.flatnonzero((indices >= part.start) & (indices < part.stop))
+    return slice(int(where[0]), int(where[-1]) + 1) if len(where) else slice(0, 0)
 
 
 def warp_maps_to_view(
@@ -117,9 +166,14 @@ def _mapped_centres(matrix: Floats, size_hw: tuple[int, int]) -> tuple[Floats, F
     return mapped[..., 0], mapped[..., 1]
 
 
+def _is_separable(x: Floats, y: Floats) -> bool:
+    """Whether these are the centres of `_mapped_centres` where the axes stay apart."""
+    return len(x) == 1 and y.shape[1] == 1
+
+
 def _inside(x: Floats, y: Floats, size_hw: tuple[int, int]) -> NDArray[np.bool_]:
     """[H, W] bool: x in [0, width) and y in [0, height); never true for NaN."""
-    return np.asarray((x >= 0) & (x < size_hw[1]) & (y >= 0) & (y < size_hw[0]))
+    return np.asarray(((x >= 0) & (x < size_hw[1])) & ((y >= 0) & (y < size_hw[0])))
 
 
 def _clipped_floor(values: Floats, count: int) -> NDArray[np.int64]:
@@ -127,37 +181,87 @@ def _clipped_floor(values: Floats, count: int) -> NDArray[np.int64]:
 
 
 def _bilinear(
-    maps: NDArray[np.float32], x: Floats, y: Floats, wanted: NDArray[np.bool_], *, outside: float
+    maps: NDArray[np.float32],
+    x: Floats,
+    y: Floats,
+    wanted: NDArray[np.bool_],
+    *,
+    outside: float,
+    activation: Activation | None = None,
 ) -> NDArray[np.float32]:
     """Sample maps [N, h, w] at cell coordinates (centres at +0.5, clamped at the border) where `wanted` [H, W]."""
-    out = np.full((len(maps), *wanted.shape), outside, dtype=np.float32)
+    shape = (len(maps), *wanted.shape)
+    # Of zeros, those never written to take no memory and no time.
+    out = np.zeros(shape, dtype=np.float32) if outside == 0 else np.full(shape, outside, dtype=np.float32)
     if not wanted.any() or len(maps) == 0:
         return out
-    if len(x) == 1 and y.shape[1] == 1:  # axes apart: `wanted` is a rectangle
-        rows, columns = np.flatnonzero(wanted.any(axis=1)), np.flatnonzero(wanted.any(axis=0))
-        rectangle = _blend_axis(_blend_axis(maps, y[rows, 0], axis=1), x[0, columns], axis=2)
-        out[:, rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1] = rectangle
+    if not _is_separable(x, y):
+        sampled = _gathered(maps, x[wanted], y[wanted])
+        out[:, wanted] = sampled if activation is None else activation(sampled)
         return out
-    left, right, across = _neighbours(x[wanted], maps.shape[2])
-    upper, lower, down = _neighbours(y[wanted], maps.shape[1])
-    top = maps[:, upper, left] * (1 - across) + maps[:, upper, right] * across
-    bottom = maps[:, lower, left] * (1 - across) + maps[:, lower, right] * across
-    out[:, wanted] = top * (1 - down) + bottom * down
+    rows, columns = bounding_window(wanted)  # all of it is wanted
+    down, across = _taps(y[rows, 0], maps.shape[1]), _taps(x[0, columns], maps.shape[2])
+    for values, target in zip(maps, out[:, rows, columns], strict=True):
+        _fill(target, values, down, across, activation)
     return out
 
 
-def _blend_axis(maps: NDArray[np.float32], coordinates: Floats, *, axis: int) -> NDArray[np.float32]:
-    """Sample one axis of [N, h, w] maps at cell coordinates [T]."""
-    before, after, share = _neighbours(coordinates, maps.shape[axis])
-    first = maps.take(before, axis=axis)
-    if not share.any():
-        return first
-    share = share[:, None] if axis == 1 else share
-    return np.asarray(first * (1 - share) + maps.take(after, axis=axis) * share, dtype=np.float32)
+@dataclass(frozen=True)
+class _Taps:
+    """Of T samples along one axis."""
+
+    before: NDArray[np.int64]
+    """[T] the cell before each sample, clamped to the outermost centres."""
+    after: NDArray[np.int64]
+    """[T] the one after it."""
+    share: NDArray[np.float32] | None
+    """[T] how much of the one after it; None where all lie on centres."""
+
+    def part(self, which: slice) -> "_Taps":
+        return _Taps(self.before[which], self.after[which], None if self.share is None else self.share[which])
 
 
-def _neighbours(coordinates: Floats, count: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
-    """The cells before and after a coordinate and the share of the one after; clamped to the outermost centres."""
+def _taps(coordinates: Floats, count: int) -> _Taps:
+    """The taps of cell coordinates [T] (centres at +0.5) among this many cells."""
     position = np.clip(coordinates - 0.5, 0, count - 1)
     before = np.floor(position).astype(np.int64)
-    return before, np.minimum(before + 1, count - 1), (position - before).astype(np.float32)
+    share = (position - before).astype(np.float32)
+    return _Taps(before, np.minimum(before + 1, count - 1), share if share.any() else None)
+
+
+def _fill(
+    target: NDArray[np.float32],
+    values: NDArray[np.float32],
+    down: _Taps,
+    across: _Taps,
+    activation: Activation | None,
+) -> None:
+    """Sample one map [h, w] into target [H, W], some rows at a time."""
+    step = max(1, _BLOCK // target.shape[1])
+    for start in range(0, len(target), step):
+        rows = slice(start, start + step)
+        sampled = _blend(_blend(values, down.part(rows), axis=0), across, axis=1)
+        target[rows] = sampled if activation is None else activation(sampled)
+
+
+def _blend(values: NDArray[np.float32], taps: _Taps, *, axis: int) -> NDArray[np.float32]:
+    """Sample one axis of values [h, w]."""
+    first = values.take(taps.before, axis=axis)
+    if taps.share is None:
+        return first
+    share = taps.share[:, None] if axis == 0 else taps.share
+    second = values.take(taps.after, axis=axis)
+    first *= 1 - share
+    second *= share
+    first += second
+    return first
+
+
+def _gathered(maps: NDArray[np.float32], x: Floats, y: Floats) -> NDArray[np.float32]:
+    """Maps [N, h, w] at K cell coordinates, each with its own row and column: [N, K] float32."""
+    across, down = _taps(x, maps.shape[2]), _taps(y, maps.shape[1])
+    right = np.float32(0) if across.share is None else across.share
+    lower = np.float32(0) if down.share is None else down.share
+    top = maps[:, down.before, across.before] * (1 - right) + maps[:, down.before, across.after] * right
+    bottom = maps[:, down.after, across.before] * (1 - right) + maps[:, down.after, across.after] * right
+    return np.asarray(top * (1 - lower) + bottom * lower, dtype=np.float32)

@@ -10,8 +10,14 @@ from torch import Tensor
 
 from pipeline.distill.self_similarity import View
 from pipeline.errors import ConfigError
+from pipeline.masks.overlap import mask_areas
 from pipeline.masks.warp import warp_maps_to_view, warp_to_canonical, warp_to_view
 from pipeline.refine.interface import Refined, TeacherMasks
+
+_VECTORS = 64
+"""A multiple of the numbers that torch squashes at a time on any processor."""
+_ONE_THREAD = 1 << 14
+"""Numbers that torch does not share out to threads."""
 
 
 @dataclass(frozen=True)
@@ -115,21 +121,39 @@ def to_canonical(queries: TeacherQueries, view: View) -> TeacherMasks:
 
     The logits are interpolated, then squashed, so that the 0.5 contour is the contour of the logits.
     """
-    logits = queries.logits.float().cpu().numpy()
-    maps, visible = warp_to_canonical(
-        logits,
+    probabilities, visible = warp_to_canonical(
+        queries.logits.float().cpu().numpy(),
         view.homography.numpy(),
         view_hw=view.valid_hw,
         canonical_hw=view.canonical_hw,
         canvas_hw=view.canvas_hw,
+        activation=sigmoid,
     )
-    probabilities = torch.from_numpy(maps).sigmoid().numpy() * visible
     return TeacherMasks(
-        probabilities.astype(np.float32),
+        probabilities,
         visible,
         queries.labels.cpu().numpy().astype(np.int64),
         queries.scores.float().cpu().numpy(),
     )
+
+
+def sigmoid(logits: NDArray[np.float32]) -> NDArray[np.float32]:
+    """torch's sigmoid, of equal logits equal to the bit.
+
+    torch works through most of a tensor in vectors and through the end of every thread's share one by one, with another
+    last bit. Here all goes in vectors, whatever the shape and the number of threads.
+
+    Args:
+        logits: Of any shape, contiguous.
+
+    Returns:
+        A new array of that shape.
+    """
+    flat = np.zeros(-(-logits.size // _VECTORS) * _VECTORS, dtype=np.float32)
+    flat[: logits.size] = logits.ravel()
+    for start in range(0, len(flat), _ONE_THREAD):
+        torch.from_numpy(flat[start : start + _ONE_THREAD]).sigmoid_()
+    return flat[: logits.size].reshape(logits.shape)
 
 
 def to_view(refined: Refined, labels: NDArray[np.int64], view: View, *, min_pixels: int) -> ViewLabels:
@@ -138,12 +162,10 @@ def to_view(refined: Refined, labels: NDArray[np.int64], view: View, *, min_pixe
     The padding holds no mask, not even where an enlarged visible pixel of the image's edge reaches into it.
     """
     homography = view.homography.numpy()
-    masks = warp_to_view(refined.masks, homography, view_hw=view.canvas_hw)
-    masks[:, view.valid_hw[0] :] = False
-    masks[:, :, view.valid_hw[1] :] = False
-    keep = np.flatnonzero(masks.sum(axis=(1, 2)) >= min_pixels)
+    masks = warp_to_view(refined.masks, homography, view_hw=view.valid_hw, canvas_hw=view.canvas_hw)
+    keep = np.flatnonzero(mask_areas(masks) >= min_pixels)
     weights = [_weight_in_view(refined.weights[k], homography, view) for k in keep]
-    return ViewLabels(masks[keep], labels[keep], weights)
+    return ViewLabels(masks if len(keep) == len(masks) else masks[keep], labels[keep], weights)
 
 
 def _weight_in_view(

@@ -1,7 +1,7 @@
 """The student: an EMA teacher labels what has no labels, a refiner corrects it, ARP mixes it, the student learns it."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -28,7 +28,7 @@ from pipeline.models.pseudo_labels import (
     to_view,
 )
 from pipeline.models.student_settings import StudentSettings
-from pipeline.refine.build import build_refiner
+from pipeline.refine.build import build_refiner, refuse_wrong_precision
 from pipeline.refine.embedding_cache import EmbeddingCache
 from pipeline.sam.sam2_backend import build_backend
 from pipeline.stores.proposal_store import ProposalStore
@@ -53,7 +53,7 @@ class SemiStudent(SemiBaseDetector):
             detector: Config of the Mask2Former.
             data_preprocessor: Config of mmdet's ``MultiBranchDataPreprocessor``.
             refiner: ``name`` (none | points | iom | cpi | cpi_u | cpi_o), the refiner's settings, and ``store`` (a
-                proposal library) or ``sam``, ``device``, ``cached_embeddings`` as the refiner needs.
+                proposal library) or ``sam``, ``device``, ``precision``, ``cached_embeddings`` as the refiner needs.
             pseudo_labels: Fields of :class:`PseudoLabelFilter`.
             arp: Fields of :class:`ArpSettings`; None turns ARP off.
             settings: Fields of :class:`StudentSettings`.
@@ -126,10 +126,12 @@ class SemiStudent(SemiBaseDetector):
         labels: list[ViewLabels] = []
         outcomes: Counter[str] = Counter()
         before, after = PseudoLabelQuality(), PseudoLabelQuality()
+        self._embed([sample for query, sample in zip(queries, samples, strict=True) if len(query.labels)])
         for query, sample in zip(queries, samples, strict=True):
             view = view_of(sample.metainfo)
             masks = to_canonical(query, view)
-            refined = self.refiner.refine(sample.img_id, self._image(sample), masks, rng)
+            image = self._image(sample) if len(masks) else None
+            refined = self.refiner.refine(sample.img_id, image, masks, rng)
             outcomes.update(refined.outcomes)
             labels.append(to_view(refined, masks.labels, view, min_pixels=self.settings.min_pixels))
             if self.settings.watch_quality and "hidden_truth" in sample:
@@ -164,6 +166,11 @@ class SemiStudent(SemiBaseDetector):
         inner = self.data_preprocessor.data_preprocessor
         return inner.mean, inner.std
 
+    def _embed(self, samples: Sequence[DetDataSample]) -> None:
+        """Have SAM's embeddings of these images, where it is to be prompted."""
+        if self.embeddings is not None:
+            self.embeddings.prepare({sample.img_id: self._image(sample) for sample in samples})
+
     def _image(self, sample: DetDataSample) -> Any:
         """The canonical image where the refiner has to encode it, else None."""
         if self.embeddings is None or sample.img_id in self.embeddings:
@@ -176,8 +183,8 @@ def make_refiner(name: str, **settings: Any) -> tuple[Any, EmbeddingCache | None
 
     Args:
         name: none | points | iom | cpi | cpi_u | cpi_o.
-        **settings: ``store`` (proposal library), ``sam``, ``sam_config``, ``device``, ``cached_embeddings``; the rest
-            goes to the refiner.
+        **settings: ``store`` (proposal library), ``sam``, ``sam_config``, ``device``, ``precision`` (of SAM: fp32 |
+            bf16), ``cached_embeddings``; the rest goes to the refiner.
 
     Returns:
         The refiner, and the cache of SAM embeddings if it prompts SAM.
@@ -187,11 +194,14 @@ def make_refiner(name: str, **settings: Any) -> tuple[Any, EmbeddingCache | None
     """
     store, sam = settings.pop("store", None), settings.pop("sam", None)
     config, device = settings.pop("sam_config", None), settings.pop("device", "cpu")
-    cached = settings.pop("cached_embeddings", 512)
+    cached, precision = settings.pop("cached_embeddings", 512), settings.pop("precision", "fp32")
     if name == "points":
+        refuse_wrong_precision(precision, device)
         if sam is None:
             raise ConfigError("refiner points needs a SAM", where="refiner.sam", fix="set refiner.sam=scenes-nano")
-        backend = build_backend(sam, device=device, config=config)
+        exactness = torch.get_float32_matmul_precision()
+        backend = build_backend(sam, device=device, config=config, precision=precision)
+        torch.set_float32_matmul_precision(exactness)  # a bf16 SAM lowers it, for the networks beside it too
         cache = EmbeddingCache(backend, size=cached)
         return build_refiner(name, sam=backend, embed=cache, **settings), cache
     proposals = None

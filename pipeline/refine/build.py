@@ -3,16 +3,16 @@
 import difflib
 from collections.abc import Mapping
 from dataclasses import fields
-from typing import Any
+from typing import Any, get_args
 
 from pipeline.errors import ConfigError
 from pipeline.refine.cpi import CpiRefiner
-from pipeline.refine.interface import Refiner
+from pipeline.refine.interface import Refiner, check_choice
 from pipeline.refine.iom import IomRefiner
 from pipeline.refine.library import MatchSettings, ProposalReader
 from pipeline.refine.none import NoRefiner
 from pipeline.refine.point_prompt import Embed, PointPromptRefiner, PointSettings
-from pipeline.sam.interface import SamBackend
+from pipeline.sam.interface import Precision, SamBackend
 
 _CPI_CASES = {"cpi": "both", "cpi_u": "under", "cpi_o": "over"}
 
@@ -24,6 +24,9 @@ _OWN_SETTINGS: Mapping[str, tuple[str, ...]] = {
     "cpi_u": ("under_threshold",),
     "cpi_o": ("over_threshold",),
 }
+
+SOURCE_SETTINGS = ("sam", "sam_config", "device", "precision", "store", "cached_embeddings")
+"""Of a config's refiner, beside its own: where SAM's answers come from."""
 
 REFINER_NAMES: tuple[str, ...] = tuple(_OWN_SETTINGS)
 
@@ -48,6 +51,22 @@ def refuse_unknown_settings(name: str, **settings: object) -> None:
         if key not in allowed:
             raise _unknown(f"setting of refiner {name}", key, allowed)
     _assemble(name, settings)
+
+
+def refuse_wrong_precision(precision: object, device: object) -> None:
+    """Check the number format that SAM is to run in.
+
+    Raises:
+        ConfigError: neither fp32 nor bf16, or bf16 on a CPU.
+    """
+    check_choice("precision", precision, get_args(Precision))
+    if precision == "bf16" and not str(device).startswith("cuda"):
+        raise ConfigError(
+            "bf16 is for CUDA devices",
+            where="model.refiner.precision",
+            got=f"device {device}",
+            fix="set model.refiner.precision=fp32",
+        )
 
 
 def build_refiner(

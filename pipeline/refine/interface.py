@@ -6,12 +6,14 @@ maps the teacher's probabilities in and the result back. N and the order of inst
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import ConfigError
+from pipeline.masks.window import Window, bounding_window
 
 Outcome = Literal["matched", "kept", "empty"]
 """matched: the mask comes from SAM. kept: it is the teacher's. empty: the teacher's, and it has no pixel."""
@@ -47,7 +49,17 @@ class TeacherMasks:
     @property
     def masks(self) -> NDArray[np.bool_]:
         """[N, H, W] bool: probability above one half (strict), inside the visible region."""
-        return (self.probabilities > 0.5) & self.visible
+        masks = np.zeros(self.probabilities.shape, dtype=bool)
+        seen, visible = masks[:, *self.window], self.visible[self.window]
+        np.greater(self.probabilities[:, *self.window], 0.5, out=seen)
+        if not visible.all():  # turned: the window has corners that are not visible
+            seen &= visible
+        return masks
+
+    @cached_property
+    def window(self) -> Window:
+        """Rows and columns of all that is visible."""
+        return bounding_window(self.visible)
 
     @property
     def size_hw(self) -> tuple[int, int]:

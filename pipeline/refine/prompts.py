@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.masks.points import SamplingRule, sample_points
+from pipeline.masks.window import bounding_window
 from pipeline.refine.interface import TeacherMasks
 
 PromptKind = Literal["points", "point", "box", "mask"]
@@ -53,9 +54,12 @@ def make_prompts(
     """
     if kind in ("points", "point"):
         count = num_points if kind == "points" else 1
+        rows, columns = masks.window
+        corner = np.array([columns.start, rows.start], dtype=np.float32)
+        visible, shown = masks.visible[rows, columns], masks.probabilities[:, rows, columns]
         drawn = [
-            sample_points(probability, masks.visible, num_points=count, rule=sampling, rng=rng)
-            for probability in masks.probabilities
+            corner + sample_points(probability, visible, num_points=count, rule=sampling, rng=rng)
+            for probability in shown
         ]
         return [Prompt(index, xy, _labels(_CLICK, len(xy))) for index, xy in enumerate(drawn) if len(xy)]
     seen = [(index, mask) for index, mask in enumerate(masks.masks) if mask.any()]
@@ -75,8 +79,8 @@ def box_corners(mask: NDArray[np.bool_]) -> NDArray[np.float32]:
 
     Top left, then bottom right corner, on the outer edges of the outermost pixels.
     """
-    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    return np.array([[columns[0], rows[0]], [columns[-1] + 1, rows[-1] + 1]], dtype=np.float32)
+    rows, columns = bounding_window(mask)
+    return np.array([[columns.start, rows.start], [columns.stop, rows.stop]], dtype=np.float32)
 
 
 def stacked_points(prompts: Sequence[Prompt]) -> tuple[Tensor, Tensor]:

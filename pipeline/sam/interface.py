@@ -2,11 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
+
+Precision = Literal["fp32", "bf16"]
+"""Numbers that a SAM computes with; bf16 on CUDA devices only."""
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,11 +16,10 @@ from torchvision.transforms import functional as vision
 from pipeline.errors import CheckpointError, ConfigError, EnvironmentProblemError, InputError
 from pipeline.sam.checkpoints import HUB_CHECKPOINTS, fetch_checkpoint, load_into, load_weights, verify_sha256
 from pipeline.sam.compiled import Compiled
-from pipeline.sam.interface import ConfidentMasks, ImageEmbedding, PointMasks
+from pipeline.sam.interface import ConfidentMasks, ImageEmbedding, PointMasks, Precision
 from pipeline.sam.prompt_decoder import Decoded, PromptDecoder
 
 SCENES_NANO = "scenes-nano"
-Precision = Literal["fp32", "bf16"]
 ALLOWED_CLASSES = ("sam2.modeling.", "pipeline.sam.conv_trunk.")
 """What an architecture file may name."""
 PIXEL_MEAN = (0.485, 0.456, 0.406)

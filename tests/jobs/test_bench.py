@@ -2,6 +2,7 @@
 
 import json
 import sys
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -14,6 +15,7 @@ from jobs.bench import targets as bench_targets
 from jobs.bench.cases import Case, Timing, blob, quartiles, write_library
 from jobs.bench.ray_overhead import plain_run, ray_run, warm_seconds, write_images
 from jobs.bench.run import BENCHES, Line, chosen, compare
+from jobs.bench.student_labels import same_to_the_bit, student_labels
 from pipeline.errors import ConfigError, EnvironmentProblemError
 from pipeline.sam.generator_settings import GeneratorSettings
 from pipeline.sam.sam2_backend import build_backend
@@ -156,6 +158,24 @@ def test_the_target_benches_compare_equal_rows(tmp_path):
     (read,) = bench_targets.similarity_read(tmp_path, num_images=3, grid=8)
     assert read.sizes["bytes an image"] > 0
     compare(read, rounds=2)
+
+
+def test_the_student_label_bench_compares_equal_labels(tmp_path):
+    cases = list(student_labels(tmp_path, image_hw=(64, 128), view_hw=(32, 64), num_masks=4))
+    assert len({each.sizes["part"] for each in cases}) == len(cases) == 6
+    for each in cases:
+        each.check(each.ours(), each.other())
+        assert each.clock is time.process_time
+    same_to_the_bit([np.zeros(2), None], [np.zeros(2), None])
+    for other in ([np.zeros(2, np.float32)], [np.ones(2)], [None], []):
+        with pytest.raises((AssertionError, AttributeError)):
+            same_to_the_bit([np.zeros(2)], other)
+
+
+def test_a_case_brings_its_own_clock():
+    ticks = iter(range(100))
+    timing = compare(replace(case(int, int), clock=lambda: float(next(ticks))), rounds=2)
+    assert timing == Timing([1.0] * 2, [1.0] * 2)
 
 
 def test_time_runs_from_when_every_worker_is_warm():

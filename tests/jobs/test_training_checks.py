@@ -96,6 +96,7 @@ def test_a_mistyped_block_in_a_file_names_the_nearest_setting(tmp_path):
     "option",
     [
         "model.refiner.cached_embeddings=3",
+        "model.refiner.precision=fp32",
         "model.refiner.min_iou_with_teacher=0.5",
         "model.arp.min_source_area=3000",
         "model.settings.min_pixels=1",
@@ -108,6 +109,18 @@ def test_a_setting_at_its_default_may_be_given_on_the_command_line(option):
     check_settings(config, where="here")
     _, block, name = option.split("=")[0].split(".")
     assert name in config.model[block]
+
+
+def test_the_number_format_of_sam_is_checked_before_anything_is_built():
+    for option, problem in {"precision=bf16": "bf16 is for CUDA", "precision=fp16": "precision"}.items():
+        with pytest.raises(ConfigError, match=problem):
+            check_settings(read("student/scenes_points", f"model.refiner.{option}"), where="here")
+    for data in ("cityscapes", "coco"):
+        config = read(f"student/{data}_r50_points")
+        assert config.model.refiner.precision == "bf16"
+        check_settings(config, where="here")
+        with pytest.raises(ConfigError, match=r"model\.refiner\.precision=fp32"):
+            check_settings(read(f"student/{data}_r50_points", "model.refiner.device=cpu"), where="here")
 
 
 def test_an_override_that_the_file_has_already_used_is_refused():

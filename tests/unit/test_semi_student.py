@@ -152,6 +152,16 @@ def test_sam_encodes_every_unlabelled_image_once_and_no_labelled_one(folder, wit
     assert len(with_fakes.embedded) == 2
 
 
+def test_sam_encodes_the_unlabelled_images_of_a_step_as_one_batch(folder, with_fakes, monkeypatch):
+    batches = []
+    embed = with_fakes.embed
+    monkeypatch.setattr(with_fakes, "embed", lambda images: batches.append(len(images)) or embed(images), raising=False)
+    losses_of(build_student(refiner=REFINERS["points"] | {"cached_embeddings": 1}), batch(folder))
+    assert batches == [2]
+    losses_of(build_student(refiner=REFINERS["points"], pseudo_labels=NOTHING), batch(folder))
+    assert batches == [2]  # nothing to refine
+
+
 def test_without_pseudo_labels_only_the_labels_teach(folder):
     model = build_student(pseudo_labels=NOTHING)
     losses = losses_of(model, batch(folder))
@@ -345,12 +355,32 @@ def test_refiners_are_built_with_what_they_need(with_fakes):
     refiner, cache = make_refiner("points", sam="fake", cached_embeddings=3, num_points=5)
     assert refiner.settings.num_points == 5
     assert cache is refiner.embed
-    refiner, cache = make_refiner("cpi_u", store="somewhere", under_threshold=0.6)
+    refiner, cache = make_refiner("cpi_u", store="somewhere", precision="bf16", under_threshold=0.6)
     assert type(refiner) is type(build_refiner("cpi_u", proposals=Library()))
     assert cache is None
+    with pytest.raises(ConfigError, match="bf16 is for CUDA"):
+        make_refiner("points", sam="fake", precision="bf16")
+    with pytest.raises(ConfigError, match="precision"):
+        make_refiner("points", sam="fake", device="cuda", precision="fp16")
     with pytest.raises(ConfigError, match="needs a SAM"):
         make_refiner("points")
     with pytest.raises(ConfigError, match="needs proposals"):
         make_refiner("iom")
     with pytest.raises(ConfigError, match="setting of refiner"):
         make_refiner("none", num_points=3)
+
+
+def test_sam_computes_in_the_precision_asked_for(monkeypatch):
+    asked = []
+
+    def build(name, **options):
+        asked.append(options)
+        torch.set_float32_matmul_precision("high")  # as a bf16 one does
+        return FakeSam()
+
+    monkeypatch.setattr(semi_student, "build_backend", build)
+    torch.set_float32_matmul_precision("highest")
+    make_refiner("points", sam="fake")
+    make_refiner("points", sam="fake", device="cuda:1", precision="bf16")
+    assert [(each["device"], each["precision"]) for each in asked] == [("cpu", "fp32"), ("cuda:1", "bf16")]
+    assert torch.get_float32_matmul_precision() == "highest"  # nobody asked for less of the student
