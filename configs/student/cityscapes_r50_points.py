@@ -21,6 +21,7 @@ from pipeline.data.instance_dataset import PairedStream
 from pipeline.models.semi_student import SemiStudent
 from pipeline.models.training_hooks import BurnInEmaHook
 from pipeline.models.validation import BothNetworksLoop
+from pipeline.models.watch_hook import WatchHook
 
 batch_size = 4
 """Labelled and unlabelled images per worker, each; the paper's 16 are 4 workers."""
@@ -28,6 +29,8 @@ burn_in = 15_000
 ema_decay = 0.9996
 at_burn_in_end = "copy"
 """Then the teacher becomes the student (released code), or keeps its weights (``keep``) and moves towards it."""
+watch_interval = 1_000
+"""Steps between two looks at the pseudo-labels of 16 fixed views with hidden ground truth; 0: none."""
 teacher_checkpoint = "work_dirs/teacher_cityscapes_r50"
 """A run directory (its newest checkpoint) or a file."""
 detector = model
@@ -45,4 +48,5 @@ model = dict(
 )
 val_cfg = dict(type=BothNetworksLoop)
 train_dataloader.dataset = dict(type=PairedStream, labelled=labelled_stream, unlabelled=unlabelled_stream)
+custom_hooks.append(dict(type=WatchHook, interval="{watch_interval}"))
 custom_hooks.append(dict(type=BurnInEmaHook, burn_in="{burn_in}", decay="{ema_decay}", at_end="{at_burn_in_end}"))

@@ -15,6 +15,7 @@ from pipeline.data.instance_dataset import PairedStream
 from pipeline.models.semi_student import SemiStudent
 from pipeline.models.training_hooks import BurnInEmaHook
 from pipeline.models.validation import BothNetworksLoop
+from pipeline.models.watch_hook import WatchHook
 
 store = "work_dirs/nuclei_store"
 batch_size = 2
@@ -22,6 +23,8 @@ max_iters = 300
 learning_rate = 3e-4
 burn_in = 0
 ema_decay = 0.99
+watch_interval = 100
+"""Steps between two looks at the pseudo-labels of 16 fixed views with hidden ground truth; 0: none."""
 teacher_checkpoint = "work_dirs/teacher_nuclei_structural"
 init_checkpoint = "{teacher_checkpoint}"
 init_skip = "^$"
@@ -40,4 +43,5 @@ model = dict(
 )
 val_cfg = dict(type=BothNetworksLoop)
 train_dataloader.dataset = dict(type=PairedStream, labelled=labelled_stream, unlabelled=unlabelled_stream)
+custom_hooks.append(dict(type=WatchHook, interval="{watch_interval}"))
 custom_hooks.append(dict(type=BurnInEmaHook, burn_in="{burn_in}", decay="{ema_decay}", at_end="copy"))

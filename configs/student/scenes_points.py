@@ -16,6 +16,7 @@ from pipeline.data.instance_dataset import PairedStream
 from pipeline.models.semi_student import SemiStudent
 from pipeline.models.training_hooks import BurnInEmaHook
 from pipeline.models.validation import BothNetworksLoop
+from pipeline.models.watch_hook import WatchHook
 
 store = "demo/store"
 max_iters = 380
@@ -24,6 +25,8 @@ burn_in = 190
 ema_decay = 0.996
 at_burn_in_end = "keep"
 """In a run this short a copy would throw a better teacher away; the paper's long runs copy."""
+watch_interval = 100
+"""Steps between two looks at the pseudo-labels of 16 fixed views with hidden ground truth; 0: none."""
 teacher_checkpoint = "work_dirs/teacher_scenes_structural"
 """A run directory (its newest checkpoint) or a file."""
 detector = model
@@ -40,4 +43,5 @@ model = dict(
 )
 val_cfg = dict(type=BothNetworksLoop)
 train_dataloader.dataset = dict(type=PairedStream, labelled=labelled_stream, unlabelled=unlabelled_stream)
+custom_hooks.append(dict(type=WatchHook, interval="{watch_interval}"))
 custom_hooks.append(dict(type=BurnInEmaHook, burn_in="{burn_in}", decay="{ema_decay}", at_end="{at_burn_in_end}"))

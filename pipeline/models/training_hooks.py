@@ -147,9 +147,14 @@ class ProgressHook(Hook):
         text = "  ".join(f"{name} {value:.3g}" for name, value in shown.items())
         minutes, rest = divmod(round(seconds * (runner.max_iters - step)), 60)
         line = f"step {step}/{runner.max_iters}  {text}  {seconds:.2f} s/step  ETA {minutes}:{rest:02d}"
-        print(line, flush=True)
-        with Path(runner.work_dir, PROGRESS_FILE).open("a") as file:
-            file.write(f"{line}\n")
+        tell_progress(runner, line)
+
+
+def tell_progress(runner: Any, line: str) -> None:
+    """A line on the console and in a file of the run; Ray's workers are heard through the file."""
+    print(line, flush=True)
+    with Path(runner.work_dir, PROGRESS_FILE).open("a") as file:
+        file.write(f"{line}\n")
 
 
 def _unwrapped(model: Any) -> Any:
