@@ -11,6 +11,7 @@ from pipeline.refine.interface import Refiner, check_choice
 from pipeline.refine.iom import IomRefiner
 from pipeline.refine.library import MatchSettings, ProposalReader
 from pipeline.refine.none import NoRefiner
+from pipeline.refine.pixel_weight import WeightScope
 from pipeline.refine.point_prompt import Embed, PointPromptRefiner, PointSettings
 from pipeline.sam.interface import Precision, SamBackend
 
@@ -97,6 +98,12 @@ def build_refiner(
     elif name != "none":
         proposals = _needed(name, "proposals", proposals)
     return _assemble(name, settings, proposals=proposals, sam=sam, embed=embed)
+
+
+def weight_scope(refiner: Refiner) -> WeightScope:
+    """Which instances a refiner gives PWA weights; "off" of one without such a setting."""
+    scope: WeightScope = getattr(getattr(refiner, "settings", refiner), "pixel_weights", "off")
+    return scope
 
 
 def _assemble(
