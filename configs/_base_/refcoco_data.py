@@ -28,7 +28,7 @@ percent = 1
 """Of the training images that are labelled: 0.5 | 1 | 2 | 5 in SemiRES' tables."""
 split_file = "data/refer/{benchmark}/split_{percent}/split.json"
 side = 480
-"""Pixels of the square; a multiple of 32."""
+"""Pixels of the square; a multiple of 32, 64 or more."""
 flip = 0.0
 """Probability of a flip with the words for sides exchanged; the papers have none."""
 mask_overlap = "union"

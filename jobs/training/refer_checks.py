@@ -10,6 +10,8 @@ from pipeline.errors import CheckpointError, ConfigError
 from pipeline.evaluation.labelling_cost import token_statistics
 from pipeline.models.referring.segmentor import STRIDE
 
+_LEAST_SIDE = 2 * STRIDE
+"""At the coarsest stride one pixel would be left, which cannot be normalised over the image."""
 _NOT_OF_THE_SET = ("type", "pipeline", "max_broken_share")
 
 
@@ -35,11 +37,11 @@ def check_sentence_settings(config: Any, parts: Iterable[Mapping[str, Any]], *, 
     # Of all transforms only the stretch to a square has a size.
     sides = [part["size"] for part in parts if "size" in part]
     for side in sides:
-        if type(side) is not int or side < STRIDE or side % STRIDE:
+        if type(side) is not int or side < _LEAST_SIDE or side % STRIDE:
             raise ConfigError(
                 "an image does not fit the network's strides",
                 where=f"{where}: side",
-                expected=f"a multiple of {STRIDE}",
+                expected=f"a multiple of {STRIDE}, {_LEAST_SIDE} or more",
                 got=side,
             )
     if config.get("panel_interval"):

@@ -35,6 +35,7 @@ def data(tmp_path_factory):
         ("model.network.text_encoder.max_tokens=2", ConfigError, "no such number of tokens"),
         ("init_checkpoint=none.pth", CheckpointError, "no such checkpoint"),
         ("side=100", ConfigError, "multiple of 32"),
+        ("side=32", ConfigError, "a multiple of 32, 64 or more"),
         ("panel_interval=5", ConfigError, "no image panels of sentences"),
     ],
 )
