@@ -148,23 +148,29 @@ def write_answers(
 
 
 def quality(rows: Iterable[PseudoLabel], dataset: ReferDataset) -> dict[str, Any] | None:
-    """oIoU and mIoU before and after refinement, and the counts of SemiRES' Figure 6; None without ground truth."""
+    """oIoU and mIoU before and after refinement, and the counts of SemiRES' Figure 6; None without ground truth.
+
+    Sentences that mean nothing have no object to come nearer to: ``num_without_object`` counts them, no figure does.
+    """
     if dataset.settings.shown_truth == "none":
         return None
     objects = {s.sentence_id: thing for thing in dataset.refer_set.objects for s in thing.sentences}
     scores: dict[str, list[Any]] = {"network": [], "refined": []}
-    outcomes = []
+    outcomes, num_without_object = [], 0
     for row in rows:
         thing = objects[row.category_id]
+        if not thing.annotation_ids:
+            num_without_object += 1
+            continue
         truth = dataset.refer_set.truth(thing)
         for which, found in scores.items():
             code = rle.Rle(size=[row.height, row.width], counts=getattr(row, f"{which}_rle"))
-            ids = (thing.ref_id, row.category_id)
-            found.append(score_expression(rle.decode(code), truth, ids=ids, has_target=bool(thing.annotation_ids)))
+            found.append(score_expression(rle.decode(code), truth, ids=(thing.ref_id, row.category_id)))
         outcomes.append(row.outcome)
     before, after = (np.array([score.iou for score in found], np.float64) for found in scores.values())
     return {
         "before": figures_of(scores["network"]).named(),
         "after": figures_of(scores["refined"]).named(),
         "corrections": count_corrections(before, after, outcomes).as_dict(),  # type: ignore[arg-type]
+        "num_without_object": num_without_object,
     }
