@@ -4,8 +4,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mmengine.registry import METRICS
+
 from pipeline.data.referring.dataset import ReferDataset
-from pipeline.data.referring.sets import load_refer_set
 from pipeline.errors import CheckpointError, ConfigError
 from pipeline.evaluation.labelling_cost import token_statistics
 from pipeline.models.referring.segmentor import STRIDE
@@ -55,14 +56,15 @@ def check_sentence_settings(config: Any, parts: Iterable[Mapping[str, Any]], *, 
 
 
 def check_sentences(config: Any, sets: Sequence[Mapping[str, Any]]) -> None:
-    """Text encoder and validation sentences; sentences that are too long for the encoder are counted and told.
+    """Text encoder, validation sentences, metric; sentences that are too long for the encoder are counted and told.
 
     Args:
         config: Placeholders filled.
         sets: Configs of the data sets of sentences that are trained on.
 
     Raises:
-        PipelineError: files that are missing or wrong; a tokenizer or BERT that cannot be reached.
+        PipelineError: files that are missing or wrong, or not for the metric; a tokenizer or BERT that cannot be
+            reached.
     """
     network = sentence_network(config)
     if network is None:
@@ -89,13 +91,7 @@ def check_sentences(config: Any, sets: Sequence[Mapping[str, Any]]) -> None:
                 flush=True,
             )
     if evaluator is not None and "files" in evaluator:
-        files = evaluator["files"]
-        load_refer_set(
-            expressions_file=Path(files["expressions_file"]),
-            annotation_file=Path(files["annotation_file"]),
-            image_root=Path(files["image_root"]),
-            split=files["split"],
-        )
+        METRICS.build(dict(evaluator))  # it reads its files and refuses what it cannot measure
 
 
 def without_overwritten_weights(config: Any) -> None:

@@ -48,6 +48,32 @@ def test_a_run_is_not_deleted_for_one_that_cannot_start(data, tmp_path, option, 
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
+def with_nothing_meant(data, folder):
+    """Overrides: of the validation's sentences the first means nothing, as gRefCOCO writes it."""
+    scenes = Path(data[0].removeprefix("data_root="))
+    entries = json.loads((scenes / "expressions/val.json").read_text())
+    refs = [
+        {
+            "ref_id": number,
+            "image_id": entry["image_id"],
+            "ann_id": [entry["annotation_id"] if number else -1],
+            "split": "val",
+            "sentences": [{"sent_id": number, "sent": entry["sentence"]}],
+        }
+        for number, entry in enumerate(entries)
+    ]
+    file = folder / "grefs.json"
+    file.write_text(json.dumps(refs))
+    return [f"val_{part}.expressions_file={file}" for part in ("dataloader.dataset", "evaluator.files")]
+
+
+def test_sentences_that_mean_nothing_are_refused_before_the_training(data, tmp_path):
+    options = [*data, *SMALL, *with_nothing_meant(data, tmp_path)]
+    with pytest.raises(ConfigError, match=r"(?s)expressions that mean nothing.*val_evaluator\.generalised=True"):
+        check(read_training_config(TEACHER, options), where=TEACHER)
+    check(read_training_config(TEACHER, [*options, "val_evaluator.generalised=True"]), where=TEACHER)
+
+
 def test_sentences_that_will_be_cut_are_counted_and_told(data, capsys):
     config = read_training_config(TEACHER, [*data, *SMALL])
     check(config, where=TEACHER)
