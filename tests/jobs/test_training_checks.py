@@ -151,6 +151,7 @@ FAMILIES = {
     "refcoco": "refcoco",
     "refcocoplus": "refcocoplus",
     "refcocog": "refcocog",
+    "grefcoco": "grefcoco",
     "nuclei": "nuclei",
     "coco": "coco",
     "cityscapes": "cityscapes",
