@@ -10,9 +10,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-from numpy.typing import NDArray
-
 from data_schemas.pseudo_labels import PseudoLabel
 from pipeline.data.coco_problems import Problems
 from pipeline.data.referring.sets import ReferSet
@@ -47,8 +44,8 @@ def as_answers(
     ]
 
 
-def read_answers(file: Path, refer_set: ReferSet) -> dict[int, NDArray[np.bool_]]:
-    """Masks [H, W] bool at the images' own size, by sentence id.
+def read_answers(file: Path, refer_set: ReferSet) -> dict[int, rle.Rle]:
+    """Masks at the images' own size, by sentence id; as run lengths, because a split has ten thousand of them.
 
     Args:
         file: A JSON list of answers.
@@ -59,7 +56,7 @@ def read_answers(file: Path, refer_set: ReferSet) -> dict[int, NDArray[np.bool_]
         AnnotationError: masks that do not fit their images, or two answers to a sentence (the first 20).
     """
     images = {s.sentence_id: refer_set.coco.by_id[o.image_id] for o in refer_set.objects for s in o.sentences}
-    masks: dict[int, NDArray[np.bool_]] = {}
+    masks: dict[int, rle.Rle] = {}
     problems = Problems(file)
     for place, entry in enumerate(read_entries(file, what="list of answers")):
         sentence_id: Any = entry.get("sentence_id")
@@ -71,11 +68,11 @@ def read_answers(file: Path, refer_set: ReferSet) -> dict[int, NDArray[np.bool_]
             problems.add("two answers to a sentence", where, expected="one", got=f"sentence {sentence_id} again")
             continue
         try:
-            code = rle.parse(entry.get("segmentation"), height=image.height, width=image.width, where=where)
+            masks[sentence_id] = rle.parse(
+                entry.get("segmentation"), height=image.height, width=image.width, where=where
+            )
         except AnnotationError as error:
             problems.add_error(error, where)
-            continue
-        masks[sentence_id] = rle.decode(code)
     problems.raise_if_any()
     return masks
 

@@ -11,8 +11,10 @@ import torch
 from data_schemas.manifest import SCHEMA_VERSIONS, ImageKey, StoreIdentity
 from data_schemas.proposals import Proposal
 from jobs import correction_stats, evaluate, export, predict, pseudo_label, split, train_student, train_teacher
+from jobs.evaluate_refer import given_answers
 from jobs.labels.answers import read_answers
 from pipeline.data.coco import load_coco
+from pipeline.data.referring.dataset import ReferDataset
 from pipeline.data.referring.sets import load_refer_set
 from pipeline.data.splits import load_split
 from pipeline.errors import AnnotationError, ConfigError, InputError, StoreMismatchError
@@ -170,7 +172,7 @@ def test_pseudo_labels_answer_every_unlabelled_sentence_once(root, data, train, 
     assert 0 <= summary["quality"]["after"]["oIoU"] <= 1
     read = read_answers(labels / "results.json", whole)
     assert read.keys() == asked.keys()
-    assert read[results[0]["sentence_id"]].sum() == rle.area(results[0]["segmentation"])
+    assert read[results[0]["sentence_id"]] == results[0]["segmentation"]
 
 
 def test_the_images_may_lie_elsewhere(root, data, library, teacher, tmp_path):
@@ -207,6 +209,24 @@ def test_answers_from_a_file_are_evaluated_as_a_network_s(root, data, teacher, l
     (root / "twice.json").write_text(json.dumps([*perfect, *entries]))
     with pytest.raises(AnnotationError, match="two answers to a sentence"):
         evaluate.run(TEACHER, root / "twice.json", cfg_options=options, work_dir=root / "of_twice")
+
+
+def test_answers_are_unpacked_one_by_one_without_their_images(root, labels, monkeypatch):
+    scenes = root / "scenes"
+    files = {"expressions_file": scenes / "expressions/train.json", "image_root": scenes / "images"}
+    files |= {"annotation_file": scenes / "annotations/train.json", "split_file": scenes / "split.json"}
+    options = {"split": "train", "part": "unlabelled", "epoch": "expression", "sentence": "all"}
+    data = ReferDataset(pipeline=[], **options, **{name: str(path) for name, path in files.items()})
+    unpacked = []
+    decode = rle.decode
+    monkeypatch.setattr(rle, "decode", lambda code: unpacked.append(code) or decode(code))
+    monkeypatch.setattr("pipeline.data.referring.dataset.image_record", None)  # no image is read
+    samples = given_answers(labels / "results.json", data, len(data))
+    for number in range(1, 4):
+        sample = next(samples)
+        assert set(sample) == {"ref_id", "sentence_id", "pred_mask"}
+        assert len(unpacked) == number
+    assert len(data) > 3
 
 
 def test_sentences_of_broken_images_are_not_asked_and_the_images_named(root, teacher, tmp_path, capsys):
