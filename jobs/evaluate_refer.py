@@ -146,9 +146,9 @@ def given_answers(file: Path, dataset: Any, num: int) -> Iterator[Mapping[str, A
     Raises:
         InputError: sentences of the split that the file does not answer.
     """
-    codes = read_answers(file, dataset.refer_set)
+    answers = read_answers(file, dataset.refer_set)
     asked = [(thing.ref_id, sentence.sentence_id) for thing, sentence in map(dataset.question, range(num))]
-    missing = [sentence_id for _, sentence_id in asked if sentence_id not in codes]
+    missing = [sentence_id for _, sentence_id in asked if sentence_id not in answers]
     if missing:
         raise InputError(
             "sentences without an answer",
@@ -158,5 +158,7 @@ def given_answers(file: Path, dataset: Any, num: int) -> Iterator[Mapping[str, A
             fix="label this split with pseudo-label, or choose the split that was labelled with val_split",
         )
     for ref_id, sentence_id in asked:
-        mask = np.ascontiguousarray(rle.decode(codes[sentence_id]))
-        yield {"ref_id": ref_id, "sentence_id": sentence_id, "pred_mask": torch.from_numpy(mask)}
+        found = answers[sentence_id]
+        mask = torch.from_numpy(np.ascontiguousarray(rle.decode(found.code)))
+        about = {} if found.no_target is None else {"pred_no_target": found.no_target}
+        yield {"ref_id": ref_id, "sentence_id": sentence_id, "pred_mask": mask, **about}

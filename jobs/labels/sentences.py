@@ -6,7 +6,7 @@ Rows lie in the same store as those of a detector; ``instance_id`` counts an ima
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from data_schemas.pseudo_labels import PseudoLabel
 from jobs.labels.answers import NETWORK, RESULTS, as_answers
 from jobs.labels.instances import Labeller, PseudoLabelStage, as_rows
 from jobs.labels.settings import LabelSettings, Source, stream_settings
-from jobs.refer_networks import pack_sentence, teacher_masks
+from jobs.refer_networks import pack_sentence, teacher_answers
 from pipeline.data.coco import subset, write_json
 from pipeline.data.referring.dataset import ReferDataset, ReferDataSettings
 from pipeline.errors import ConfigError, InputError
@@ -63,10 +63,11 @@ class ReferLabelStage(PseudoLabelStage):
         packed = [
             pack_sentence(self.transforms, image, q.text, image_id=key.image_id, path=key.file_name) for q in asked
         ]
-        masks = teacher_masks(self.model, packed)
+        answers = teacher_answers(self.model, packed)
         rng = np.random.default_rng([self.settings.seed, key.image_id])
-        refined = self.refiner.refine(key.image_id, image, masks, rng)
-        return as_rows(key, masks, refined, tuple(q.sentence_id for q in asked))
+        refined = self.refiner.refine(key.image_id, image, answers.masks, rng)
+        rows = as_rows(key, answers.masks, refined, tuple(q.sentence_id for q in asked))
+        return [replace(row, no_target=said) for row, said in zip(rows, answers.no_target, strict=True)]
 
 
 def find_sentences(config: Config, settings: LabelSettings, *, limit: int | None = None) -> ReferDataset:

@@ -7,12 +7,14 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from mmengine.registry import MODELS, init_default_scope
 
 from data_schemas.manifest import SCHEMA_VERSIONS, ImageKey, StoreIdentity
 from data_schemas.proposals import Proposal
 from jobs import correction_stats, evaluate, export, predict, pseudo_label, split, train_student, train_teacher
 from jobs.evaluate_refer import given_answers
-from jobs.labels.answers import read_answers
+from jobs.labels.answers import Answer, read_answers
+from jobs.networks import open_config
 from pipeline.data.coco import load_coco
 from pipeline.data.referring.dataset import ReferDataset
 from pipeline.data.referring.sets import load_refer_set
@@ -25,6 +27,7 @@ from tests.jobs import toy_networks as toys
 
 TEACHER = toys.CONFIGS / "teacher/refer_scenes_lavt.py"
 STUDENT = toys.CONFIGS / "student/refer_scenes_cpi_u.py"
+RELA = toys.CONFIGS / "teacher/refer_scenes_rela.py"
 SMALL = ["init_checkpoint=None", "side=64", "max_iters=2", "log_interval=1", "batch_size=2", "device=cpu"]
 
 
@@ -172,7 +175,7 @@ def test_pseudo_labels_answer_every_unlabelled_sentence_once(root, data, train, 
     assert 0 <= summary["quality"]["after"]["oIoU"] <= 1
     read = read_answers(labels / "results.json", whole)
     assert read.keys() == asked.keys()
-    assert read[results[0]["sentence_id"]] == results[0]["segmentation"]
+    assert read[results[0]["sentence_id"]] == Answer(results[0]["segmentation"])  # LAVT cannot say "nothing"
 
 
 def test_the_images_may_lie_elsewhere(root, data, library, teacher, tmp_path):
@@ -285,6 +288,42 @@ def test_a_picture_for_a_person(root, data, student, tmp_path, capsys):
             predict.run(config, checkpoint, image, sentence=sentence, out=tmp_path / "other.png")
     with pytest.raises(ConfigError, match="not a picture"):
         predict.run(config, checkpoint, image, sentence="a ring", out=tmp_path / "other.txt")
+
+
+def test_what_rela_says_is_nothing_is_nothing_everywhere(root, data, train, tmp_path, capsys):
+    options = [*data, "init_checkpoint=None", "side=64", "device=cpu"]
+    config = open_config(RELA, options)
+    init_default_scope("mmdet")
+    torch.manual_seed(0)
+    model = MODELS.build(config.model)
+    with torch.no_grad():
+        model.network.region_decoder.no_target_head[-1].bias.copy_(torch.tensor([-20.0, 20.0]))
+    checkpoint, folder = tmp_path / "rela.pth", tmp_path / "labels"
+    torch.save({"state_dict": model.state_dict(), "meta": {}}, checkpoint)
+    pseudo_label.run(RELA, checkpoint, cfg_options=[*options, "pseudo_label.part=all"], work_dir=folder)
+    entries = json.loads((folder / "results.json").read_text())
+    assert all(entry["no_target"] > 0.99 for entry in entries)
+    assert any(rle.area(entry["segmentation"]) for entry in entries)  # the masks stay what they are
+    scenes = root / "scenes"
+    files = {
+        "expressions_file": scenes / "expressions/train.json",
+        "annotation_file": scenes / "annotations/train.json",
+    }
+    options += [f"val_{part}.{k}={v}" for k, v in files.items() for part in ("dataloader.dataset", "evaluator.files")]
+    options += ["val_split=train", "val_evaluator.generalised=True"]
+    told = [
+        evaluate.run(RELA, answers, cfg_options=options, work_dir=tmp_path / f"evaluation_{number}")["refer"]
+        for number, answers in enumerate((checkpoint, folder / "results.json"))
+    ]
+    assert told[1] == {name: told[0][name] for name in told[1]}
+    assert told[1]["T-acc"] == told[1]["oIoU"] == 0
+    image = next((scenes / "images/val").iterdir())
+    capsys.readouterr()
+    assert predict.run(RELA, checkpoint, image, sentence="a ring", cfg_options=options, out=tmp_path / "a.png") == []
+    assert "nothing is meant by: a ring" in capsys.readouterr().out
+    (tmp_path / "wrong.json").write_text(json.dumps([{**entries[0], "no_target": 2}, *entries[1:]]))
+    with pytest.raises(AnnotationError, match="no_target is no probability"):
+        evaluate.run(RELA, tmp_path / "wrong.json", cfg_options=options, work_dir=tmp_path / "wrong")
 
 
 def test_a_network_of_sentences_is_not_exported(student, tmp_path):
