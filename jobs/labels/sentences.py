@@ -19,6 +19,7 @@ from data_schemas.pseudo_labels import PseudoLabel
 from jobs.labels.answers import NETWORK, RESULTS, as_answers
 from jobs.labels.instances import Labeller, PseudoLabelStage, as_rows
 from jobs.labels.settings import LabelSettings, Source, stream_settings
+from jobs.networks import plain
 from jobs.refer_networks import pack_sentence, teacher_answers
 from pipeline.data.coco import subset, write_json
 from pipeline.data.referring.dataset import ReferDataset, ReferDataSettings
@@ -43,6 +44,8 @@ class ReferLabeller(Labeller):
 
     questions: Mapping[int, tuple[Question, ...]] = field(default_factory=dict)
     """Image id -> its sentences by rising id."""
+    network_digest: str = ""
+    """See :func:`network_digest`."""
 
     def digest(self) -> str:
         """Of all questions: another sentence is another run."""
@@ -68,6 +71,17 @@ class ReferLabelStage(PseudoLabelStage):
         refined = self.refiner.refine(key.image_id, image, answers.masks, rng)
         rows = as_rows(key, answers.masks, refined, tuple(q.sentence_id for q in asked))
         return [replace(row, no_target=said) for row, said in zip(rows, answers.no_target, strict=True)]
+
+
+def network_digest(config: Config) -> str:
+    """Of how a referring teacher's or student's network reads images and sentences, beside its weights.
+
+    The same weights give other answers with another number of tokens. Where the backbone once started does not count.
+    """
+    network = plain(config.model.get("segmentor", config.model).network)
+    start = ("weights", "weights_sha256")
+    backbone = {name: value for name, value in network.get("backbone", {}).items() if name not in start}
+    return digest({**network, "backbone": backbone})[:16]
 
 
 def find_sentences(config: Config, settings: LabelSettings, *, limit: int | None = None) -> ReferDataset:

@@ -14,6 +14,7 @@ from data_schemas.proposals import Proposal
 from jobs import correction_stats, evaluate, export, predict, pseudo_label, split, train_student, train_teacher
 from jobs.evaluate_refer import given_answers
 from jobs.labels.answers import Answer, read_answers
+from jobs.labels.sentences import network_digest
 from jobs.networks import open_config
 from pipeline.data.coco import load_coco
 from pipeline.data.referring.dataset import ReferDataset
@@ -188,6 +189,22 @@ def test_another_sentence_is_another_run(root, data, library, teacher, labels):
     options = [*data, f"store={library}", "side=64", "device=cpu", "pseudo_label.part=labelled"]
     with pytest.raises(StoreMismatchError, match=r"settings\.questions"):
         pseudo_label.run(STUDENT, teacher / "iter_2.pth", cfg_options=options, work_dir=labels)
+
+
+def test_other_settings_of_the_text_are_another_run(data, library, teacher, labels, capsys):
+    options = [*data, f"store={library}", "side=64", "device=cpu"]
+    pseudo_label.run(STUDENT, teacher / "iter_2.pth", cfg_options=options, work_dir=labels)
+    assert "already finished" in capsys.readouterr().out
+    for setting in ("max_tokens=4", "keep_separator=False"):
+        other = [*options, f"model.segmentor.network.text_encoder.{setting}"]
+        with pytest.raises(StoreMismatchError, match=r"settings\.model"):
+            pseudo_label.run(STUDENT, teacher / "iter_2.pth", cfg_options=other, work_dir=labels)
+
+
+def test_where_a_backbone_started_does_not_make_another_run():
+    config = toys.CONFIGS / "student/refcoco_cpi_u.py"
+    digests = [network_digest(open_config(config, [f"swin_checkpoint={name}.pth"])) for name in ("a", "b")]
+    assert digests[0] == digests[1] != network_digest(open_config(config, ["bert=tiny-bert"]))
 
 
 def test_answers_from_a_file_are_evaluated_as_a_network_s(root, data, teacher, labels):
