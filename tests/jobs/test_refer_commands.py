@@ -9,8 +9,6 @@ import pytest
 import torch
 from mmengine.registry import MODELS, init_default_scope
 
-from data_schemas.manifest import SCHEMA_VERSIONS, ImageKey, StoreIdentity
-from data_schemas.proposals import Proposal
 from jobs import correction_stats, evaluate, export, predict, pseudo_label, split, train_student, train_teacher
 from jobs.evaluate_refer import given_answers
 from jobs.labels.answers import Answer, read_answers
@@ -22,8 +20,6 @@ from pipeline.data.referring.sets import load_refer_set
 from pipeline.data.splits import load_split
 from pipeline.errors import AnnotationError, ConfigError, InputError, StoreMismatchError
 from pipeline.masks import rle
-from pipeline.stores.proposal_store import commit_proposals
-from pipeline.stores.writer import StoreWriter
 from tests.jobs import toy_networks as toys
 
 TEACHER = toys.CONFIGS / "teacher/refer_scenes_lavt.py"
@@ -50,20 +46,7 @@ def train(root, data):
 
 @pytest.fixture(scope="module")
 def library(root, train):
-    """Every object of every image, as a SAM without a fault would store it."""
-    store = root / "library"
-    identity = StoreIdentity("proposals", SCHEMA_VERSIONS["proposals"], "d" * 64, "oracle", "0" * 64)
-    keys = [ImageKey(i.image_id, i.file_name, i.height, i.width) for i in train.images]
-    with StoreWriter.create_or_open(store, identity, keys, images_per_shard=9) as writer:
-        found = {i: [proposal_of(a) for a in entries] for i, entries in train.annotations.items()}
-        commit_proposals(writer.missing().tasks[0], found)
-    return store
-
-
-def proposal_of(entry):
-    height, width = entry.rle["size"]
-    counts, area, box = entry.rle["counts"], rle.area(entry.rle), rle.bbox_xywh(entry.rle)
-    return Proposal(counts, height, width, area, box, predicted_iou=0.9, stability_score=0.9, point_xy=(0.0, 0.0))
+    return toys.write_library(root / "library", train)
 
 
 @pytest.fixture(scope="module")
