@@ -22,6 +22,7 @@ PSEUDO_LABEL_SCHEMA = pa.schema(
         pa.field("network_area", pa.int64(), nullable=False),
         pa.field("refined_rle", pa.string(), nullable=False),
         pa.field("refined_area", pa.int64(), nullable=False),
+        pa.field("no_target", pa.float32()),
     ]
 )
 
@@ -48,6 +49,9 @@ class PseudoLabel:
     refined_rle: str
     """The mask after refinement."""
     refined_area: int
+    no_target: float | None = None
+    """Of an answer to a sentence: the probability that nothing is meant. None where the network cannot tell, and in
+    the first runs, which do not have the column; readers need no other version for it."""
 
     def __post_init__(self) -> None:
         """Refuse what no reader could use.
@@ -59,6 +63,8 @@ class PseudoLabel:
             raise ValueError(f"outcome {self.outcome!r}, expected one of {OUTCOMES}")
         if not 0 <= self.score <= 1 or math.isnan(self.score):
             raise ValueError(f"score {self.score}, expected a probability")
+        if self.no_target is not None and not 0 <= self.no_target <= 1:
+            raise ValueError(f"no_target {self.no_target}, expected a probability")
         for name in ("network", "refined"):
             counts, area = getattr(self, f"{name}_rle"), getattr(self, f"{name}_area")
             if not counts or not counts.isascii():

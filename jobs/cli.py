@@ -262,7 +262,8 @@ def export_proposals(
 @_command("import-proposals")
 def import_proposals(
     source: Annotated[
-        Path, typer.Argument(metavar="SOURCE", help="A COCO results file, or a folder of SA-1B's JSON files.")
+        Path,
+        typer.Argument(metavar="SOURCE", help="A COCO results file, or a folder of JSON files: SA-1B's or SAM 1's."),
     ],
     store: Annotated[str, typer.Argument(metavar="STORE", help="Where the library is to be: folder or address.")],
     images: Annotated[Path, typer.Option(help="The images that the masks are of: a COCO file, or their folder.")],
@@ -274,10 +275,11 @@ def import_proposals(
     """Make a proposal library of masks from elsewhere; configs name its store like any other.
 
     Everything is checked before anything is written: run lengths, sizes, scores (0 to 1), repeated masks, images that
-    the set does not have. COCO results are told by image_id, SA-1B's files by file_name. Area and box are those of the
-    mask, whatever is stated (differences are counted); masks without a pixel are left out; images without masks get
-    none. COCO results have no stability (0 is stored) and no prompt (-1, -1). A file of any size is read in pieces.
-    Run it again after an interruption: only what is missing is imported.
+    the set does not have. COCO results are told by image_id, SA-1B's files by file_name, and the lists that SAM 1's
+    scripts/amg.py --convert-to-rle writes by the name of their file (photo.json is of photo.jpg). Area and box are
+    those of the mask, whatever is stated (differences are counted); masks without a pixel are left out; images without
+    masks get none. COCO results have no stability (0 is stored) and no prompt (-1, -1). A file of any size is read in
+    pieces. Run it again after an interruption: only what is missing is imported.
     """
     _run("import_proposals", locals())
 

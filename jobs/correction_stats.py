@@ -17,10 +17,10 @@ from pipeline.data.coco import load_coco, write_json
 from pipeline.data.referring.sets import load_refer_set
 from pipeline.errors import ConfigError, InputError
 from pipeline.evaluation.correction_statistics import CorrectionStatistics, OracleStatistics, corrections, oracle
-from pipeline.refine.build import refuse_unknown_settings
+from pipeline.refine.build import LIBRARY_REFINERS, refuse_unknown_settings
 from pipeline.stores.proposal_store import ProposalStore
 
-STRATEGIES = ("iom", "cpi", "cpi_u", "cpi_o")
+STRATEGIES = tuple(LIBRARY_REFINERS)
 """Counted where none is named."""
 _SHARES = ("positive", "negative", "equal", "uncorrected", "empty")
 

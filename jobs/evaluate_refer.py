@@ -15,6 +15,7 @@ from jobs.networks import Which, file_sha256, load_network, plain, transforms_di
 from jobs.progress import Progress
 from jobs.refer_networks import answer
 from pipeline.errors import ConfigError, InputError
+from pipeline.masks import rle
 from pipeline.models.weights import EMBEDDED
 
 _OF_DETECTORS = ("val_annotations", "val_images", "val_part")
@@ -65,7 +66,7 @@ def measure(config: Config, checkpoint: Path, *, network: Which, limit: int | No
     metric, dataset = _metric(config, with_view=not is_results, is_whole=limit is None), _dataset(config)
     num = len(dataset) if limit is None else min(limit, len(dataset))
     batch_size = int((config.get("val_dataloader") or {}).get("batch_size", 1))
-    given = _given(checkpoint, dataset, num) if model is None else _asked(model, dataset, num, batch_size)
+    given = given_answers(checkpoint, dataset, num) if model is None else _asked(model, dataset, num, batch_size)
     with Progress("evaluate", num, unit="sentences") as progress:
         for sample in given:
             metric.process(None, [sample])
@@ -134,15 +135,20 @@ def _asked(model: Any, dataset: Any, num: int, batch_size: int) -> Iterator[Mapp
             yield sample.to_dict()
 
 
-def _given(file: Path, dataset: Any, num: int) -> Iterator[Mapping[str, Any]]:
-    """Samples as a network would give them, from a file.
+def given_answers(file: Path, dataset: Any, num: int) -> Iterator[Mapping[str, Any]]:
+    """What the metric needs of a network's samples, from a file; no image is read, and one mask unpacked at a time.
+
+    Args:
+        file: Of :func:`read_answers`.
+        dataset: A ``ReferDataset``.
+        num: How many of its samples, from the first on.
 
     Raises:
         InputError: sentences of the split that the file does not answer.
     """
-    masks = read_answers(file, dataset.refer_set)
-    wanted = [dataset.record(index) for index in range(num)]
-    missing = [sample["sentence_id"] for sample in wanted if sample["sentence_id"] not in masks]
+    answers = read_answers(file, dataset.refer_set)
+    asked = [(thing.ref_id, sentence.sentence_id) for thing, sentence in map(dataset.question, range(num))]
+    missing = [sentence_id for _, sentence_id in asked if sentence_id not in answers]
     if missing:
         raise InputError(
             "sentences without an answer",
@@ -151,6 +157,8 @@ def _given(file: Path, dataset: Any, num: int) -> Iterator[Mapping[str, Any]]:
             got=f"none for {len(missing)}, such as sentence {missing[0]}",
             fix="label this split with pseudo-label, or choose the split that was labelled with val_split",
         )
-    for sample in wanted:
-        mask = masks[sample["sentence_id"]]
-        yield {**sample, "pred_mask": torch.from_numpy(np.ascontiguousarray(mask))}
+    for ref_id, sentence_id in asked:
+        found = answers[sentence_id]
+        mask = torch.from_numpy(np.ascontiguousarray(rle.decode(found.code)))
+        about = {} if found.no_target is None else {"pred_no_target": found.no_target}
+        yield {"ref_id": ref_id, "sentence_id": sentence_id, "pred_mask": mask, **about}

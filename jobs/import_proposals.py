@@ -20,7 +20,7 @@ def run(source: Path, store: str, *, images: Path, image_root: Path | None = Non
     """Do the command; see ``s4m-pipeline import-proposals --help``.
 
     Args:
-        source: A COCO results file, or a folder of SA-1B's JSON files.
+        source: A COCO results file, or a folder of JSON files: SA-1B's, or those of SAM 1's ``amg.py``.
         store: Local folder or address.
         images: A COCO file or a folder: all of its images get into the library, those without masks with none.
         image_root: Folder of the images; beside the COCO file by default.

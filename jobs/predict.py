@@ -21,8 +21,9 @@ from jobs.networks import (
     pack,
     validated,
 )
-from jobs.refer_networks import is_referring, pack_sentence, teacher_masks
+from jobs.refer_networks import is_referring, pack_sentence, teacher_answers
 from pipeline.errors import ConfigError, InputError
+from pipeline.evaluation.refer_metrics import is_silence
 from pipeline.images import read_image
 from pipeline.scenes.contact_sheet import OUTLINE_COLOURS, draw_outlines
 
@@ -109,7 +110,9 @@ def find(model: object, config: Config, pixels: Pixels, names: Sequence[str]) ->
 
 
 def find_meant(model: object, config: Config, pixels: Pixels, sentence: str) -> list[Found]:
-    """The object that a sentence means, with the mean probability of its pixels; none where no pixel is.
+    """The object that a sentence means, with the mean probability of its pixels.
+
+    None where the network says that nothing is meant, or no pixel is.
 
     Args:
         model: From ``load_network``, one that reads sentences.
@@ -117,8 +120,11 @@ def find_meant(model: object, config: Config, pixels: Pixels, sentence: str) -> 
         pixels: [H, W, 3] uint8 RGB canonical.
         sentence: What to look for.
     """
-    answers = teacher_masks(model, [pack_sentence(build_transforms(config), pixels, sentence)])
-    return [Found(sentence, float(answers.scores[0]), answers.masks[0])] if answers.masks[0].any() else []
+    answers = teacher_answers(model, [pack_sentence(build_transforms(config), pixels, sentence)])
+    mask = answers.masks.masks[0]
+    if is_silence(mask, answers.no_target[0]) or not mask.any():
+        return []
+    return [Found(sentence, float(answers.masks.scores[0]), mask)]
 
 
 def overlay(pixels: Pixels, found: Sequence[Found]) -> Pixels:

@@ -19,7 +19,14 @@ from jobs.cluster.ray_runner import LOCAL, run_sharded
 from jobs.config_files import as_text, write_resolved
 from jobs.labels.answers import NETWORK
 from jobs.labels.instances import Labeller, PseudoLabelStage
-from jobs.labels.sentences import ReferLabeller, ReferLabelStage, as_source, find_sentences, questions_of
+from jobs.labels.sentences import (
+    ReferLabeller,
+    ReferLabelStage,
+    as_source,
+    find_sentences,
+    network_digest,
+    questions_of,
+)
 from jobs.labels.settings import KEYS, LabelSettings, Source, find_source, load_label_settings, refiner_of
 from jobs.labels.summary import RESULTS, SUMMARY, print_summary, write_outputs
 from jobs.networks import (
@@ -153,7 +160,9 @@ def make_plan(
     if is_referring(config):
         sentences = find_sentences(config, settings, limit=limit)
         source = as_source(sentences)
-        labeller: Labeller = ReferLabeller(**about, questions=questions_of(sentences))
+        labeller: Labeller = ReferLabeller(
+            **about, questions=questions_of(sentences), network_digest=network_digest(config)
+        )
     else:
         sentences, names = None, class_names(model)
         source = find_source(config, settings, names=names, num_classes=num_classes(model), limit=limit)
@@ -187,7 +196,7 @@ def _identity(labeller: Labeller, source: Source, images: Sequence[ImageKey], *,
 
 def _asked(labeller: Labeller) -> dict[str, Any]:
     if isinstance(labeller, ReferLabeller):
-        return {"questions": labeller.digest()}
+        return {"questions": labeller.digest(), "model": labeller.network_digest}
     return {"category_ids": list(labeller.category_ids), "filter": asdict(labeller.filter)}
 
 

@@ -5,6 +5,7 @@ validation set, so that a network is asked here as it is in training.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from jobs.networks import Transforms, as_batch
 from pipeline.distill.self_similarity import View
 from pipeline.models.pseudo_labels import TeacherQueries, to_canonical
 from pipeline.models.referring.confidence import mask_confidence
+from pipeline.models.referring.segmentor import no_target_probabilities
 from pipeline.refine.interface import TeacherMasks
 
 Image = NDArray[np.uint8]
@@ -56,19 +58,28 @@ def answer(model: Any, packed: Sequence[Mapping[str, Any]]) -> Sequence[Any]:
     return found
 
 
-@torch.no_grad()
-def teacher_masks(model: Any, packed: Sequence[Mapping[str, Any]]) -> TeacherMasks:
-    """What a network says of N sentences about one image, in the canonical frame, before any refinement.
+@dataclass(frozen=True)
+class TeacherAnswers:
+    """What a network says of N sentences about one image."""
 
-    ``labels`` are 0 to N - 1; ``scores`` are confidences (``confidence.py``), 0 where a mask has no pixel.
-    """
-    logits = []
+    masks: TeacherMasks
+    """``labels`` are 0 to N - 1; ``scores`` are confidences (``confidence.py``), 0 where a mask has no pixel."""
+    no_target: tuple[float | None, ...]
+    """N probabilities that nothing is meant; None where the network cannot tell. The masks do not depend on them."""
+
+
+@torch.no_grad()
+def teacher_answers(model: Any, packed: Sequence[Mapping[str, Any]]) -> TeacherAnswers:
+    """What a network says of N sentences about one image, in the canonical frame, before any refinement."""
+    logits, no_target = [], []
     for start in range(0, len(packed), _SENTENCES_AT_ONCE):
         inputs, samples = as_batch(model, packed[start : start + _SENTENCES_AT_ONCE])
-        background, target = model(inputs, samples, mode="tensor").unbind(dim=1)
+        output = model.segment(inputs, samples)
+        background, target = model.upsampled(output, inputs).unbind(dim=1)
         logits.append(target - background)
+        no_target += no_target_probabilities(output)
     every, view_hw = torch.cat(logits), (inputs.shape[2], inputs.shape[3])
     view = View(torch.as_tensor(samples[0].homography_matrix), tuple(samples[0].ori_shape[:2]), view_hw, view_hw)
     scores = [mask_confidence(one) or 0.0 for one in every.float().sigmoid().cpu().numpy()]
     queries = TeacherQueries(every, torch.arange(len(every)), torch.tensor(scores))
-    return to_canonical(queries, view)
+    return TeacherAnswers(to_canonical(queries, view), tuple(no_target))

@@ -1,11 +1,12 @@
-"""RefCOCO, RefCOCO+ and G-Ref in the standard layout, as labelled stream, unlabelled stream and validation set.
+"""RefCOCO, RefCOCO+, G-Ref and gRefCOCO in the standard layout: labelled, unlabelled and validation data.
 
 ::
 
     data/refer/{refcoco,refcoco+,refcocog}/refs(unc|umd|google).p and instances.json
+    data/refer/grefcoco/grefs(unc).json and instances.json
     data/coco/train2014/*.jpg
 
-``benchmark`` and ``refs`` choose one of them; the configs of the three set both. A share P of labels is its split:
+``benchmark`` and ``refs`` choose one of them; their configs set both. A share P of labels is its split:
 
     s4m-pipeline split "data/refer/refcoco/instances.json" --expressions "data/refer/refcoco/refs(unc).p" \
         --image-root data/coco/train2014 --percent P --draw published --out data/refer/refcoco/split_P
@@ -28,7 +29,7 @@ percent = 1
 """Of the training images that are labelled: 0.5 | 1 | 2 | 5 in SemiRES' tables."""
 split_file = "data/refer/{benchmark}/split_{percent}/split.json"
 side = 480
-"""Pixels of the square; a multiple of 32."""
+"""Pixels of the square; a multiple of 32, 64 or more."""
 flip = 0.0
 """Probability of a flip with the words for sides exchanged; the papers have none."""
 mask_overlap = "union"
@@ -65,7 +66,7 @@ unlabelled_stream = dict(
     ),
 )
 val_split = "val"
-"""val | testA | testB (RefCOCO, RefCOCO+); val | test (G-Ref)."""
+"""val | testA | testB (RefCOCO, RefCOCO+, gRefCOCO); val | test (G-Ref)."""
 val_files = dict(
     expressions_file="{expressions}", annotation_file="{annotations}", image_root="{image_root}", split="{val_split}"
 )

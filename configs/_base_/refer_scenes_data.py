@@ -23,7 +23,7 @@ data_root = "demo/scenes"
 split_file = "{data_root}/split.json"
 """Which images are labelled; an image's objects all are, or none is."""
 side = 192
-"""Pixels of the square; a multiple of 32."""
+"""Pixels of the square; a multiple of 32, 64 or more."""
 flip = 0.0
 """Probability of a flip to the left, and of one upside down, with the words for sides exchanged; papers: none."""
 max_broken_share = 0.01

@@ -69,7 +69,9 @@ def _about(step: Step) -> dict[str, Any]:
 
 
 def metrics_of(job: Job, study: Study) -> dict[str, float | None]:
-    """AP of the last checkpoint of the last network trained, and CA, SQ of the pseudo-labels where they are asked for.
+    """AP or oIoU of the last checkpoint of the last network trained, and what is measured of pseudo-labels.
+
+    Of instances those are CA and SQ after refinement, of sentences the counts of Figure 6.
 
     Raises:
         InputError: a finished task whose file is no result.
@@ -81,7 +83,8 @@ def metrics_of(job: Job, study: Study) -> dict[str, float | None]:
         try:
             if step.stage == "labels":
                 quality = json.loads((step.folder / SUMMARY).read_bytes())["quality"]
-                metrics |= quality["after"] | quality.get("corrections", {})
+                # Of sentences the corrections alone: the labels' oIoU has the name of the network's.
+                metrics |= quality["corrections"] if "corrections" in quality else quality["after"]
             else:
                 figures = read_done(step.folder)["validation"]
                 metrics |= {main: figures[main], **figures}

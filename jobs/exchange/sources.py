@@ -9,7 +9,7 @@ import json
 from abc import ABC, abstractmethod
 from array import array
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 
@@ -23,6 +23,8 @@ from pipeline.errors import AnnotationError, InputError
 
 Told = Callable[[int], None]
 """Is given the bytes that were read since it was last called."""
+_SA1B = "{image: {file_name, height, width}, annotations: [...]}"
+_AMG = "with SAM 1: python scripts/amg.py --convert-to-rle ..., and its --output here"
 _MOST_PROBLEMS = 1000
 """After so many the rest of a file is not looked at."""
 
@@ -147,9 +149,10 @@ class CocoResults(Source):
 
 
 class Sa1bFolder(Source):
-    """JSON files, one for each image: {image: {file_name, height, width}, annotations: [...]}.
+    """JSON files, one for each image: {image: {file_name, height, width}, annotations: [...]}, or the list alone.
 
-    Images are told by ``file_name``: the ids of SA-1B are its own.
+    Images are told by ``file_name``: the ids of SA-1B are its own. A list alone, as SAM 1's ``amg.py`` writes it, is of
+    the image that its file is named after.
     """
 
     form = "sa1b"
@@ -159,8 +162,10 @@ class Sa1bFolder(Source):
         super().__init__(path, images)
         self._files = sorted(file for file in path.rglob("*.json") if file.is_file())
         if not self._files:
-            raise InputError("no masks here", where=path, expected="SA-1B's JSON files, one for each image", got="none")
+            expected = "JSON files, one for each image"
+            raise InputError("no masks here", where=path, expected=expected, got="none", fix=_AMG)
         self._file_of: dict[int, Path] = {}
+        self._by_stem = _by_stem(images)
 
     @property
     def num_bytes(self) -> int:
@@ -184,9 +189,9 @@ class Sa1bFolder(Source):
             entry = file.relative_to(self.path).as_posix()
             try:
                 about, annotations = _read_document(file)
-                image = by_name.get(str(about.get("file_name")))
+                image = self._named_like(file) if about is None else by_name.get(str(about.get("file_name")))
                 if image is None:
-                    unknown.add(repr(about.get("file_name")))
+                    unknown.add(repr((about or {}).get("file_name")))
                     continue
                 self._check_image(image, about)
                 self._file_of[image.image_id] = file
@@ -209,8 +214,21 @@ class Sa1bFolder(Source):
             return []
         return self._proposals(_read_document(file)[1], image, str(file), Tally())
 
-    def _check_image(self, image: ImageKey, about: Mapping[str, object]) -> None:
-        size = [about.get("height"), about.get("width")]
+    def _named_like(self, file: Path) -> ImageKey:
+        """The image that a list of masks is of; an AnnotationError where none is, or several may be."""
+        whole = file.relative_to(self.path).with_suffix("").as_posix()
+        found = self._by_stem.get(whole) or self._by_stem.get(file.stem, [])
+        if len(found) == 1:
+            return found[0]
+        raise AnnotationError(
+            "a list of masks, not clear of which image" if found else "not a file of SA-1B, nor named after an image",
+            expected=f"{_SA1B}, or a list in IMAGE.json for one of the {len(self.images)} images of --images",
+            got=f"{file.name} for {' and '.join(image.file_name for image in found[:5])}" if found else file.name,
+        )
+
+    def _check_image(self, image: ImageKey, about: Mapping[str, object] | None) -> None:
+        # Of a list alone the masks know the size.
+        size = [image.height, image.width] if about is None else [about.get("height"), about.get("width")]
         if size != [image.height, image.width]:
             expected = f"{image.height} x {image.width}"
             raise AnnotationError("the image has another size", expected=expected, got=f"{size[0]} x {size[1]}")
@@ -232,7 +250,7 @@ class Sa1bFolder(Source):
 
 
 def open_source(path: Path, images: Sequence[ImageKey]) -> Source:
-    """A folder is SA-1B's form, a file a COCO results list.
+    """A folder is in SA-1B's form or SAM 1's, a file a COCO results list.
 
     Raises:
         InputError: Neither.
@@ -241,25 +259,36 @@ def open_source(path: Path, images: Sequence[ImageKey]) -> Source:
         return Sa1bFolder(path, images)
     if path.is_file():
         return CocoResults(path, images)
-    raise InputError(
-        "no masks to import", where=path, expected="a COCO results file, or a folder of SA-1B's JSON files", got="none"
-    )
+    expected = "a COCO results file, or a folder of JSON files"
+    raise InputError("no masks to import", where=path, expected=expected, got="none", fix=_AMG)
 
 
-def _read_document(file: Path) -> tuple[Mapping[str, object], list[Mapping[str, object]]]:
-    """The image and the annotations of one file of SA-1B."""
+def _by_stem(images: Sequence[ImageKey]) -> dict[str, list[ImageKey]]:
+    """Images by name without its ending, and by that without its folders."""
+    found: dict[str, list[ImageKey]] = {}
+    for image in images:
+        whole = PurePosixPath(image.file_name).with_suffix("")
+        for name in {whole.as_posix(), whole.name}:
+            found.setdefault(name, []).append(image)
+    return found
+
+
+def _read_document(file: Path) -> tuple[Mapping[str, object] | None, list[Mapping[str, object]]]:
+    """The image and the annotations of one file; None for the image of a list of annotations alone."""
     try:
         values = json.loads(file.read_bytes())
     except OSError as error:
         raise AnnotationError("cannot be read", got=error.strerror) from error
     except (ValueError, RecursionError) as error:
         raise AnnotationError("not JSON", expected="one complete document", got=str(error)) from error
-    about = values.get("image") if isinstance(values, dict) else None
+    if isinstance(values, list):
+        values, about = {"annotations": values}, None
+    else:
+        about = values.get("image", ()) if isinstance(values, dict) else ()
     annotations = values.get("annotations") if isinstance(values, dict) else None
     is_list = isinstance(annotations, list) and all(isinstance(entry, dict) for entry in annotations)
-    if not isinstance(about, dict) or not is_list:
-        expected = "{image: {file_name, height, width}, annotations: [...]}"
-        raise AnnotationError("not a file of SA-1B", expected=expected)
+    if not isinstance(about, dict | None) or not is_list:
+        raise AnnotationError("not a file of SA-1B", expected=f"{_SA1B}, or a list of annotations")
     assert isinstance(annotations, list)
     return about, annotations
 

@@ -1,17 +1,15 @@
 """Answers to sentences as a JSON list: what ``pseudo-label`` writes of referring expressions, and ``evaluate`` reads.
 
 Each entry has ``image_id``, ``ref_id``, ``sentence_id``, ``sentence``, ``segmentation`` (COCO run lengths at the
-image's own size; a mask may have no pixel), ``score`` and ``outcome``. Readers need ``sentence_id`` and
-``segmentation``.
+image's own size; a mask may have no pixel), ``score``, ``outcome`` and ``no_target`` (the probability that nothing is
+meant, null where the network cannot tell). Readers need ``sentence_id`` and ``segmentation``.
 """
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
-
-import numpy as np
-from numpy.typing import NDArray
 
 from data_schemas.pseudo_labels import PseudoLabel
 from pipeline.data.coco_problems import Problems
@@ -42,13 +40,24 @@ def as_answers(
             "segmentation": rle.Rle(size=[row.height, row.width], counts=getattr(row, f"{which}_rle")),
             "score": row.score,
             "outcome": row.outcome,
+            "no_target": row.no_target,
         }
         for row in rows
     ]
 
 
-def read_answers(file: Path, refer_set: ReferSet) -> dict[int, NDArray[np.bool_]]:
-    """Masks [H, W] bool at the images' own size, by sentence id.
+@dataclass(frozen=True)
+class Answer:
+    """What a network or a refiner says of one sentence."""
+
+    code: rle.Rle
+    """At the image's own size; packed, because a split has ten thousand of them."""
+    no_target: float | None = None
+    """The probability that nothing is meant; None where it is not said."""
+
+
+def read_answers(file: Path, refer_set: ReferSet) -> dict[int, Answer]:
+    """Answers by sentence id.
 
     Args:
         file: A JSON list of answers.
@@ -56,10 +65,11 @@ def read_answers(file: Path, refer_set: ReferSet) -> dict[int, NDArray[np.bool_]
 
     Raises:
         InputError: no such file, or no such list.
-        AnnotationError: masks that do not fit their images, or two answers to a sentence (the first 20).
+        AnnotationError: masks that do not fit their images, no probability, or two answers to a sentence (the first
+            20).
     """
     images = {s.sentence_id: refer_set.coco.by_id[o.image_id] for o in refer_set.objects for s in o.sentences}
-    masks: dict[int, NDArray[np.bool_]] = {}
+    answers: dict[int, Answer] = {}
     problems = Problems(file)
     for place, entry in enumerate(read_entries(file, what="list of answers")):
         sentence_id: Any = entry.get("sentence_id")
@@ -67,17 +77,25 @@ def read_answers(file: Path, refer_set: ReferSet) -> dict[int, NDArray[np.bool_]
         image = images.get(sentence_id) if isinstance(sentence_id, int) else None
         if image is None:
             continue
-        if sentence_id in masks:
+        if sentence_id in answers:
             problems.add("two answers to a sentence", where, expected="one", got=f"sentence {sentence_id} again")
             continue
         try:
             code = rle.parse(entry.get("segmentation"), height=image.height, width=image.width, where=where)
+            answers[sentence_id] = Answer(code, _no_target(entry, where))
         except AnnotationError as error:
             problems.add_error(error, where)
-            continue
-        masks[sentence_id] = rle.decode(code)
     problems.raise_if_any()
-    return masks
+    return answers
+
+
+def _no_target(entry: Mapping[str, Any], where: str) -> float | None:
+    value = entry.get("no_target")
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+        raise AnnotationError("no_target is no probability", where=where, expected="0 to 1, or null", got=repr(value))
+    return float(value)
 
 
 def read_entries(file: Path, *, what: str) -> Sequence[Mapping[str, Any]]:

@@ -6,7 +6,7 @@ Rows lie in the same store as those of a detector; ``instance_id`` counts an ima
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,8 @@ from data_schemas.pseudo_labels import PseudoLabel
 from jobs.labels.answers import NETWORK, RESULTS, as_answers
 from jobs.labels.instances import Labeller, PseudoLabelStage, as_rows
 from jobs.labels.settings import LabelSettings, Source, stream_settings
-from jobs.refer_networks import pack_sentence, teacher_masks
+from jobs.networks import plain
+from jobs.refer_networks import pack_sentence, teacher_answers
 from pipeline.data.coco import subset, write_json
 from pipeline.data.referring.dataset import ReferDataset, ReferDataSettings
 from pipeline.errors import ConfigError, InputError
@@ -43,6 +44,8 @@ class ReferLabeller(Labeller):
 
     questions: Mapping[int, tuple[Question, ...]] = field(default_factory=dict)
     """Image id -> its sentences by rising id."""
+    network_digest: str = ""
+    """See :func:`network_digest`."""
 
     def digest(self) -> str:
         """Of all questions: another sentence is another run."""
@@ -63,10 +66,22 @@ class ReferLabelStage(PseudoLabelStage):
         packed = [
             pack_sentence(self.transforms, image, q.text, image_id=key.image_id, path=key.file_name) for q in asked
         ]
-        masks = teacher_masks(self.model, packed)
+        answers = teacher_answers(self.model, packed)
         rng = np.random.default_rng([self.settings.seed, key.image_id])
-        refined = self.refiner.refine(key.image_id, image, masks, rng)
-        return as_rows(key, masks, refined, tuple(q.sentence_id for q in asked))
+        refined = self.refiner.refine(key.image_id, image, answers.masks, rng)
+        rows = as_rows(key, answers.masks, refined, tuple(q.sentence_id for q in asked))
+        return [replace(row, no_target=said) for row, said in zip(rows, answers.no_target, strict=True)]
+
+
+def network_digest(config: Config) -> str:
+    """Of how a referring teacher's or student's network reads images and sentences, beside its weights.
+
+    The same weights give other answers with another number of tokens. Where the backbone once started does not count.
+    """
+    network = plain(config.model.get("segmentor", config.model).network)
+    start = ("weights", "weights_sha256")
+    backbone = {name: value for name, value in network.get("backbone", {}).items() if name not in start}
+    return digest({**network, "backbone": backbone})[:16]
 
 
 def find_sentences(config: Config, settings: LabelSettings, *, limit: int | None = None) -> ReferDataset:
@@ -148,23 +163,29 @@ def write_answers(
 
 
 def quality(rows: Iterable[PseudoLabel], dataset: ReferDataset) -> dict[str, Any] | None:
-    """oIoU and mIoU before and after refinement, and the counts of SemiRES' Figure 6; None without ground truth."""
+    """oIoU and mIoU before and after refinement, and the counts of SemiRES' Figure 6; None without ground truth.
+
+    Sentences that mean nothing have no object to come nearer to: ``num_without_object`` counts them, no figure does.
+    """
     if dataset.settings.shown_truth == "none":
         return None
     objects = {s.sentence_id: thing for thing in dataset.refer_set.objects for s in thing.sentences}
     scores: dict[str, list[Any]] = {"network": [], "refined": []}
-    outcomes = []
+    outcomes, num_without_object = [], 0
     for row in rows:
         thing = objects[row.category_id]
+        if not thing.annotation_ids:
+            num_without_object += 1
+            continue
         truth = dataset.refer_set.truth(thing)
         for which, found in scores.items():
             code = rle.Rle(size=[row.height, row.width], counts=getattr(row, f"{which}_rle"))
-            ids = (thing.ref_id, row.category_id)
-            found.append(score_expression(rle.decode(code), truth, ids=ids, has_target=bool(thing.annotation_ids)))
+            found.append(score_expression(rle.decode(code), truth, ids=(thing.ref_id, row.category_id)))
         outcomes.append(row.outcome)
     before, after = (np.array([score.iou for score in found], np.float64) for found in scores.values())
     return {
         "before": figures_of(scores["network"]).named(),
         "after": figures_of(scores["refined"]).named(),
         "corrections": count_corrections(before, after, outcomes).as_dict(),  # type: ignore[arg-type]
+        "num_without_object": num_without_object,
     }

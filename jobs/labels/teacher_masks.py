@@ -30,7 +30,7 @@ class TaughtImage:
     truth: NDArray[np.bool_]
     """[N, H, W] the object of each."""
     num_without_object: int = 0
-    """Masks that share no pixel with any annotated object; they are not in ``teacher``."""
+    """Masks that share no pixel with any object, or answer what means nothing; they are not in ``teacher``."""
 
 
 def instances(labels: Path, coco: CocoSet) -> Iterator[TaughtImage]:
@@ -77,7 +77,7 @@ def _codes_of_results(file: Path, coco: CocoSet) -> dict[int, list[rle.Rle]]:
 
 
 def referred(results: Path, refer_set: ReferSet) -> Iterator[TaughtImage]:
-    """A referring network's masks, each beside the object that its sentence is about.
+    """A referring network's masks, each beside what its sentence is about; those that mean nothing are counted apart.
 
     Args:
         results: JSON list of {ref_id, segmentation}, one entry for a sentence; other keys are not read. Masks without
@@ -108,8 +108,14 @@ def referred(results: Path, refer_set: ReferSet) -> Iterator[TaughtImage]:
     problems.raise_if_any()
     for image_id, found in sorted(by_image.items()):
         size = refer_set.coco.by_id[image_id].height, refer_set.coco.by_id[image_id].width
-        truth = np.stack([refer_set.truth(objects[ref_id]) for _, ref_id in found])
-        yield TaughtImage(image_id, _dense([code for code, _ in found], size), truth)
+        about = [(code, objects[ref_id]) for code, ref_id in found if objects[ref_id].annotation_ids]
+        truth = [refer_set.truth(thing) for _, thing in about]
+        yield TaughtImage(
+            image_id,
+            _dense([code for code, _ in about], size),
+            np.stack(truth) if truth else np.zeros((0, *size), bool),
+            len(found) - len(about),
+        )
 
 
 def _dense(codes: Sequence[rle.Rle], size_hw: tuple[int, int]) -> NDArray[np.bool_]:

@@ -22,6 +22,7 @@ from pipeline.models.pseudo_labels import PseudoLabelFilter
 from pipeline.models.referring.student_settings import ReferStudentSettings
 from pipeline.models.student_settings import StudentSettings
 from pipeline.refine.build import (
+    LIBRARY_REFINERS,
     SOURCE_SETTINGS,
     refuse_unknown_settings,
     refuse_wrong_precision,
@@ -35,7 +36,6 @@ _BLOCKS: dict[str, dict[str, type]] = {
     "segmentor": {"jitter": JitterSettings, "settings": ReferStudentSettings},
 }
 """Where a student's ``model`` holds its network -> its parts with settings of a dataclass."""
-_NEEDS_LIBRARY = ("iom", "cpi", "cpi_u", "cpi_o")
 _REFINER = ("name", *SOURCE_SETTINGS)
 KNOWN_KEYS = (
     *(f"model.refiner.{name}" for name in (*_REFINER, *setting_names())),
@@ -173,7 +173,7 @@ def check_inputs(config: Any) -> None:
             identity = _check_store(store, "similarity", taught, has_all=not settings.get("class_names"))
             refuse_other_features(identity, transform.get("features", "decoder"), where=store)
     refiner = dict(config.model.get("refiner") or {})
-    if refiner.get("name") in _NEEDS_LIBRARY:
+    if refiner.get("name") in LIBRARY_REFINERS:
         if not refiner.get("store"):
             raise ConfigError(
                 f"refiner {refiner['name']} needs a proposal library",

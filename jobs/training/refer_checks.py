@@ -4,12 +4,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mmengine.registry import METRICS
+
 from pipeline.data.referring.dataset import ReferDataset
-from pipeline.data.referring.sets import load_refer_set
 from pipeline.errors import CheckpointError, ConfigError
 from pipeline.evaluation.labelling_cost import token_statistics
 from pipeline.models.referring.segmentor import STRIDE
 
+_LEAST_SIDE = 2 * STRIDE
+"""At the coarsest stride one pixel would be left, which cannot be normalised over the image."""
 _NOT_OF_THE_SET = ("type", "pipeline", "max_broken_share")
 
 
@@ -35,11 +38,11 @@ def check_sentence_settings(config: Any, parts: Iterable[Mapping[str, Any]], *, 
     # Of all transforms only the stretch to a square has a size.
     sides = [part["size"] for part in parts if "size" in part]
     for side in sides:
-        if type(side) is not int or side < STRIDE or side % STRIDE:
+        if type(side) is not int or side < _LEAST_SIDE or side % STRIDE:
             raise ConfigError(
                 "an image does not fit the network's strides",
                 where=f"{where}: side",
-                expected=f"a multiple of {STRIDE}",
+                expected=f"a multiple of {STRIDE}, {_LEAST_SIDE} or more",
                 got=side,
             )
     if config.get("panel_interval"):
@@ -53,14 +56,15 @@ def check_sentence_settings(config: Any, parts: Iterable[Mapping[str, Any]], *, 
 
 
 def check_sentences(config: Any, sets: Sequence[Mapping[str, Any]]) -> None:
-    """Text encoder and validation sentences; sentences that are too long for the encoder are counted and told.
+    """Text encoder, validation sentences, metric; sentences that are too long for the encoder are counted and told.
 
     Args:
         config: Placeholders filled.
         sets: Configs of the data sets of sentences that are trained on.
 
     Raises:
-        PipelineError: files that are missing or wrong; a tokenizer or BERT that cannot be reached.
+        PipelineError: files that are missing or wrong, or not for the metric; a tokenizer or BERT that cannot be
+            reached.
     """
     network = sentence_network(config)
     if network is None:
@@ -87,13 +91,7 @@ def check_sentences(config: Any, sets: Sequence[Mapping[str, Any]]) -> None:
                 flush=True,
             )
     if evaluator is not None and "files" in evaluator:
-        files = evaluator["files"]
-        load_refer_set(
-            expressions_file=Path(files["expressions_file"]),
-            annotation_file=Path(files["annotation_file"]),
-            image_root=Path(files["image_root"]),
-            split=files["split"],
-        )
+        METRICS.build(dict(evaluator))  # it reads its files and refuses what it cannot measure
 
 
 def without_overwritten_weights(config: Any) -> None:

@@ -43,6 +43,17 @@ class ExpressionScore:
         return self.intersection / self.union if self.union else 0.0
 
 
+def is_silence(mask: NDArray[np.bool_], no_target: float | None) -> bool:
+    """Whether a network answers that nothing is meant.
+
+    Args:
+        mask: [H, W] bool, its answer.
+        no_target: Probability, 0 to 1, that it gives to "nothing is meant": above 0.5 the mask counts for nothing.
+            None: it does not say, and an empty mask is how it answers nothing.
+    """
+    return not mask.any() if no_target is None else no_target > 0.5
+
+
 def score_expression(
     predicted: NDArray[np.bool_],
     truth: NDArray[np.bool_],
@@ -58,15 +69,14 @@ def score_expression(
         truth: [H, W] bool, of the same size; ignored where there is no target.
         ids: (ref_id, sentence_id).
         has_target: Whether anything is meant.
-        no_target: Probability, 0 to 1, that the network gives to "nothing is meant": above 0.5 its mask counts as
-            empty. None: the network does not say, and an empty mask is how it answers nothing.
+        no_target: See :func:`is_silence`.
 
     Raises:
         ValueError: masks of different sizes.
     """
     if predicted.shape != truth.shape:
         raise ValueError(f"masks of one size are compared, got {predicted.shape} and {truth.shape}")
-    is_silent = not predicted.any() if no_target is None else no_target > 0.5
+    is_silent = is_silence(predicted, no_target)
     answer = np.zeros_like(predicted) if is_silent else predicted
     meant = truth if has_target else np.zeros_like(truth)
     shared, either = int(np.count_nonzero(answer & meant)), int(np.count_nonzero(answer | meant))

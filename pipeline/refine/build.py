@@ -1,8 +1,9 @@
 """From a refiner's name and settings to the refiner: the one place that knows them all."""
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import fields
+from functools import partial
 from typing import Any, get_args
 
 from pipeline.errors import ConfigError
@@ -11,31 +12,38 @@ from pipeline.refine.interface import Refiner, check_choice
 from pipeline.refine.iom import IomRefiner
 from pipeline.refine.library import MatchSettings, ProposalReader
 from pipeline.refine.none import NoRefiner
+from pipeline.refine.pixel_weight import WeightScope
 from pipeline.refine.point_prompt import Embed, PointPromptRefiner, PointSettings
 from pipeline.sam.interface import Precision, SamBackend
 
-_CPI_CASES = {"cpi": "both", "cpi_u": "under", "cpi_o": "over"}
+LIBRARY_REFINERS: Mapping[str, tuple[Callable[..., Refiner], tuple[str, ...]]] = {
+    "iom": (IomRefiner, ("iou_threshold",)),
+    "cpi": (partial(CpiRefiner, cases="both"), ("under_threshold", "over_threshold")),
+    "cpi_u": (partial(CpiRefiner, cases="under"), ("under_threshold",)),
+    "cpi_o": (partial(CpiRefiner, cases="over"), ("over_threshold",)),
+}
+"""Name -> refiner that matches against a library (``proposals``, ``settings``), and what it can be set to itself.
 
-_OWN_SETTINGS: Mapping[str, tuple[str, ...]] = {
+A matching rule is known to every command by its line here.
+"""
+
+_OTHER_SETTINGS: Mapping[str, tuple[str, ...]] = {
     "none": ("pixel_weights",),
     "points": tuple(field.name for field in fields(PointSettings)),
-    "iom": ("iou_threshold",),
-    "cpi": ("under_threshold", "over_threshold"),
-    "cpi_u": ("under_threshold",),
-    "cpi_o": ("over_threshold",),
 }
 
 SOURCE_SETTINGS = ("sam", "sam_config", "device", "precision", "store", "cached_embeddings")
 """Of a config's refiner, beside its own: where SAM's answers come from."""
 
-REFINER_NAMES: tuple[str, ...] = tuple(_OWN_SETTINGS)
+REFINER_NAMES: tuple[str, ...] = (*_OTHER_SETTINGS, *LIBRARY_REFINERS)
 
 _MATCH_SETTINGS = tuple(field.name for field in fields(MatchSettings))
 
 
 def setting_names() -> tuple[str, ...]:
     """Settings of any refiner."""
-    return tuple(dict.fromkeys([*(name for own in _OWN_SETTINGS.values() for name in own), *_MATCH_SETTINGS]))
+    own = [*_OTHER_SETTINGS.values(), *(names for _, names in LIBRARY_REFINERS.values()), _MATCH_SETTINGS]
+    return tuple(dict.fromkeys(name for names in own for name in names))
 
 
 def refuse_unknown_settings(name: str, **settings: object) -> None:
@@ -44,9 +52,9 @@ def refuse_unknown_settings(name: str, **settings: object) -> None:
     Raises:
         ConfigError: an unknown refiner or setting (the nearest one is named), or a value out of range.
     """
-    if name not in _OWN_SETTINGS:
+    if name not in REFINER_NAMES:
         raise _unknown("refiner", name, REFINER_NAMES)
-    allowed = _OWN_SETTINGS[name] + (() if name in ("none", "points") else _MATCH_SETTINGS)
+    allowed = (*LIBRARY_REFINERS[name][1], *_MATCH_SETTINGS) if name in LIBRARY_REFINERS else _OTHER_SETTINGS[name]
     for key in settings:
         if key not in allowed:
             raise _unknown(f"setting of refiner {name}", key, allowed)
@@ -94,9 +102,15 @@ def build_refiner(
     refuse_unknown_settings(name, **settings)
     if name == "points":
         sam = _needed(name, "sam", sam)
-    elif name != "none":
+    elif name in LIBRARY_REFINERS:
         proposals = _needed(name, "proposals", proposals)
     return _assemble(name, settings, proposals=proposals, sam=sam, embed=embed)
+
+
+def weight_scope(refiner: Refiner) -> WeightScope:
+    """Which instances a refiner gives PWA weights; "off" of one without such a setting."""
+    scope: WeightScope = getattr(getattr(refiner, "settings", refiner), "pixel_weights", "off")
+    return scope
 
 
 def _assemble(
@@ -109,9 +123,7 @@ def _assemble(
     if name == "points":
         return PointPromptRefiner(sam, PointSettings(**values), embed)
     matching = MatchSettings(**{key: values.pop(key) for key in _MATCH_SETTINGS if key in values})
-    if name == "iom":
-        return IomRefiner(proposals, settings=matching, **values)
-    return CpiRefiner(proposals, cases=_CPI_CASES[name], settings=matching, **values)  # type: ignore[arg-type]
+    return LIBRARY_REFINERS[name][0](proposals, settings=matching, **values)
 
 
 def _needed(name: str, what: str, value: Any) -> Any:

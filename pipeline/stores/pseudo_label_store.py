@@ -85,5 +85,9 @@ def read_pseudo_labels(files: StoreFiles, records: Iterable[ShardRecord]) -> Ite
                 fix=f"s4m-pipeline doctor {files.uri} --repair, then the same command again",
             )
         table = pq.read_table(pa.BufferReader(data), page_checksum_verification=True)
-        columns = [table.column(name).to_pylist() for name in _FIELDS]
+        columns = [
+            table.column(name).to_pylist()
+            for name in _FIELDS
+            if name in table.column_names or not PSEUDO_LABEL_SCHEMA.field(name).nullable
+        ]
         yield from (PseudoLabel(*row) for row in zip(*columns, strict=True))

@@ -13,7 +13,7 @@ import pytest
 
 from jobs import ablate
 from jobs.ablation.plan import BUDGETS, CONFIGS, Planner, Study, missing_configs
-from jobs.ablation.results import markdown_table, rows_of
+from jobs.ablation.results import markdown_table, metrics_of, rows_of
 from jobs.ablation.tables import TABLES, TITLES, Cell, Part, Table, find_table
 from jobs.config_files import as_text
 from jobs.training.runs import read_training_config
@@ -135,6 +135,19 @@ def test_a_cell_file_says_what_was_run(tmp_path):
     assert content["metrics"]["mask_AP"] == pytest.approx(0.5)
     assert content["metrics"]["class_accuracy"] == 0.9
     assert "torch" in content["provenance"]["versions"]
+
+
+def test_the_labels_figures_leave_the_network_s_as_they_are(tmp_path):
+    study = study_of(tmp_path, table=find_table("semires-F6"))
+    job = Planner(study).jobs()[0]
+    teacher, labels = (step.folder for step in job.steps)
+    for folder in (teacher, labels):
+        folder.mkdir(parents=True)
+    (teacher / "done.json").write_text(json.dumps({"iterations": 3, "validation": {"oIoU": 0.25, "mIoU": 0.5}}))
+    counted = {"share_positive": 0.75, "mean_iou_before": 0.3, "mean_iou_after": 0.6}
+    quality = {"before": {"oIoU": 0.3}, "after": {"oIoU": 0.6, "mIoU": 0.7}, "corrections": counted}
+    (labels / "summary.json").write_text(json.dumps({"quality": quality}))
+    assert metrics_of(job, study) == {"oIoU": 0.25, "mIoU": 0.5, **counted}
 
 
 def test_a_cell_ends_when_its_processes_have_ended(tmp_path):

@@ -118,7 +118,7 @@ def test_what_was_meant_is_written_and_loads_again(config_path, tmp_path):
 
 
 TRAINED = sorted(path for kind in ("teacher", "student") for path in (ROOT / "configs" / kind).glob("*.py"))
-DETECTORS = [path for path in TRAINED if not path.stem.startswith("refer_") and not path.stem.startswith("refcoco")]
+DETECTORS = [path for path in TRAINED if not path.stem.startswith(("refer_", "refcoco", "grefcoco"))]
 
 
 @pytest.mark.parametrize("path", DETECTORS, ids=lambda path: path.stem)

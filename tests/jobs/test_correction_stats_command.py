@@ -10,7 +10,9 @@ from data_schemas.manifest import SCHEMA_VERSIONS, ImageKey, StoreIdentity
 from data_schemas.proposals import Proposal
 from data_schemas.pseudo_labels import PseudoLabel
 from jobs.correction_stats import parse_strategies, run
+from jobs.labels.sentences import quality
 from pipeline.data.coco import load_coco
+from pipeline.data.referring.dataset import ReferDataset
 from pipeline.errors import AnnotationError, ConfigError, InputError
 from pipeline.masks import rle
 from pipeline.stores.proposal_store import commit_proposals
@@ -100,22 +102,23 @@ def test_a_run_of_pseudo_label_gives_the_same_and_broken_masks_are_told_apart(wo
 def labels_of(coco, key):
     halves = [upper_half(a.rle) for a in coco.annotations[key.image_id]]
     nothing = rle.encode(np.zeros((key.height, key.width), bool))
-    return [
-        PseudoLabel(
-            image_id=key.image_id,
-            instance_id=place,
-            category_id=1,
-            score=0.9,
-            outcome="kept",
-            height=key.height,
-            width=key.width,
-            network_rle=code["counts"],
-            network_area=rle.area(code),
-            refined_rle=nothing["counts"],
-            refined_area=0,
-        )
-        for place, code in enumerate([*halves, nothing])
-    ]
+    return [row_of(key.image_id, place, 1, half, nothing, "kept") for place, half in enumerate([*halves, nothing])]
+
+
+def row_of(image_id, instance_id, category_id, network, refined, outcome):
+    return PseudoLabel(
+        image_id=image_id,
+        instance_id=instance_id,
+        category_id=category_id,
+        score=0.9,
+        outcome=outcome,
+        height=network["size"][0],
+        width=network["size"][1],
+        network_rle=network["counts"],
+        network_area=rle.area(network),
+        refined_rle=refined["counts"],
+        refined_area=rle.area(refined),
+    )
 
 
 def test_sentences_are_compared_with_what_they_mean(world, tmp_path):
@@ -138,6 +141,32 @@ def test_sentences_are_compared_with_what_they_mean(world, tmp_path):
     file.write_text(json.dumps([{"ref_id": 10**6, "segmentation": nothing}]))
     with pytest.raises(AnnotationError, match="unknown object"):
         count(world, tmp_path / "e.json", labels=file, expressions=files.expressions("train"))
+
+
+def test_sentences_that_mean_nothing_are_counted_apart(world, tmp_path):
+    """gRefCOCO: there is no object that a refined mask could come nearer to."""
+    _, files, coco = world
+    codes = {a.annotation_id: a for entries in coco.annotations.values() for a in entries}
+    meant, image_of_others = next(iter(codes.values())), max(coco.by_id)
+    assert meant.image_id != image_of_others
+    ids = {1: (meant.image_id, meant.annotation_id), 2: (meant.image_id, -1), 3: (image_of_others, -1)}
+    rows = [
+        {"ref_id": r, "image_id": i, "ann_id": [a], "split": "train", "sentences": [{"sent_id": r, "sent": "a ring"}]}
+        for r, (i, a) in ids.items()
+    ]
+    expressions, masks = tmp_path / "grefs.json", tmp_path / "masks.json"
+    expressions.write_text(json.dumps(rows))
+    masks.write_text(json.dumps([{"ref_id": r, "segmentation": upper_half(meant.rle)} for r in ids]))
+    report = count(world, tmp_path / "g.json", labels=masks, expressions=expressions, strategies=["cpi_u"])
+    assert report["strategies"]["cpi_u"]["total"] == report["oracle"]["total"] == 1
+    assert report["strategies"]["cpi_u"]["num_positive"] == 1
+    assert (report["masks_without_object"], report["images"]) == (2, 2)
+
+    settings = {"expressions_file": expressions, "annotation_file": files.annotations("train"), "split": "train"}
+    data = ReferDataset(pipeline=[], image_root=str(files.image_root), **{k: str(v) for k, v in settings.items()})
+    found = quality([row_of(i, 0, r, upper_half(meant.rle), meant.rle, "matched") for r, (i, _) in ids.items()], data)
+    assert (found["corrections"]["total"], found["num_without_object"]) == (1, 2)
+    assert found["after"]["oIoU"] == found["corrections"]["mean_iou_after"] == 1
 
 
 def test_limit_and_what_is_in_the_way(world, tmp_path):

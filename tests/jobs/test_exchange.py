@@ -314,6 +314,67 @@ def test_files_of_sa1b_are_told_by_name_and_may_know_less_or_exceed_one(data, tm
     assert "1 scores a little above 1 were taken as 1" in capsys.readouterr().out
 
 
+def amg_entry(**changes):
+    """As SAM 1's scripts/amg.py --convert-to-rle writes it."""
+    known = {"segmentation": box_code(), "area": 48, "bbox": [4, 4, 7, 5], "predicted_iou": 1.01}
+    known |= {"point_coords": [[5.5, 6.5]], "stability_score": 0.96875, "crop_box": [0, 0, WIDTH, HEIGHT]}
+    return known | changes
+
+
+def write_lists(folder, lists):
+    for name, entries in lists.items():
+        file = folder / "amg" / f"{name}.json"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(entries))
+    return folder / "amg"
+
+
+def test_the_lists_of_sam_1_are_told_by_the_names_of_their_files(data, tmp_path):
+    box = box_code(0, 0, 5, 5)
+    lists = {"03": [amg_entry(), amg_entry(segmentation=box, area=25, bbox=[0, 0, 4, 4])], "05": []}
+    import_proposals.run(write_lists(tmp_path, lists), str(tmp_path / "store"), images=data)
+    found = content(tmp_path / "store")
+    assert {i: len(proposals) for i, proposals in found.items() if proposals} == {13: 2}
+    first = found[13][0]
+    assert (first.predicted_iou, first.stability_score, first.point_xy, first.area) == (1.0, 0.96875, (5.5, 6.5), 48)
+    assert verify(tmp_path / "store") == []
+
+
+def test_lists_of_images_in_folders(data, tmp_path):
+    values = json.loads(data.read_text())
+    for image, name in zip(values["images"], ["a/x.png", "b/x.png", "b/y.v2.png"], strict=False):
+        image["file_name"] = name
+    values["images"], values["annotations"] = values["images"][:3], []
+    renamed = tmp_path / "renamed.json"
+    renamed.write_text(json.dumps(values))
+    source = write_lists(tmp_path, {"b/x": [amg_entry()], "y.v2": [amg_entry()]})
+    import_proposals.run(source, str(tmp_path / "store"), images=renamed)
+    assert [len(found) for found in content(tmp_path / "store").values()] == [0, 1, 1]
+    write_lists(tmp_path, {"x": [amg_entry()]})
+    with pytest.raises(AnnotationError, match=r"(?s)not clear of which image.*x\.json for a/x\.png and b/x\.png"):
+        import_proposals.run(source, str(tmp_path / "again"), images=renamed)
+
+
+@pytest.mark.parametrize(
+    ("lists", "words"),
+    [
+        ({"03": [amg_entry()], "zz": [amg_entry()]}, r"(?s)nor named after an image.*zz\.json"),
+        ({"03": [amg_entry()], "a/03": [amg_entry()]}, "a second file of one image"),
+        ({"03": [amg_entry(segmentation={**box_code(), "size": [32, 24]})]}, "size of an RLE differs"),
+        ({"03": [1]}, "or a list of annotations"),
+        ({"03": [amg_entry(), amg_entry()]}, "is there twice"),
+    ],
+)
+def test_wrong_lists_are_one_error_and_no_store(data, tmp_path, lists, words):
+    refused(write_lists(tmp_path, lists), data, tmp_path, words)
+
+
+def test_the_pictures_of_sam_1_are_not_masks_yet(data, tmp_path):
+    (tmp_path / "amg/03").mkdir(parents=True)
+    (tmp_path / "amg/03/0.png").write_bytes(b"")
+    refused(tmp_path / "amg", data, tmp_path, r"(?s)no masks here.*amg\.py --convert-to-rle")
+
+
 def test_where_a_library_comes_from_is_its_identity(data, tmp_path, capsys):
     source = write_results(tmp_path, [entry()])
     store = str(tmp_path / "store")

@@ -7,8 +7,6 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from data_schemas.manifest import SCHEMA_VERSIONS, ImageKey, StoreIdentity
-from data_schemas.proposals import Proposal
 from data_schemas.pseudo_labels import PSEUDO_LABEL_SCHEMA
 from jobs import evaluate, pseudo_label
 from jobs.labels.instances import PseudoLabelStage
@@ -18,9 +16,7 @@ from pipeline.data.coco import load_coco
 from pipeline.errors import CheckpointError, ConfigError, InputError, StoreMismatchError, TooManyQuarantinedError
 from pipeline.masks import rle
 from pipeline.models.weights import ASSETS
-from pipeline.stores.proposal_store import commit_proposals
 from pipeline.stores.verify import verify
-from pipeline.stores.writer import StoreWriter
 from tests.jobs import toy_networks as toys
 
 POINTS = toys.CONFIGS / "student" / "scenes_points.py"
@@ -54,20 +50,7 @@ def unlabelled(root):
 
 @pytest.fixture(scope="module")
 def library(root, train):
-    """Every object of every image, as a SAM without a fault would store it."""
-    store = root / "library"
-    identity = StoreIdentity("proposals", SCHEMA_VERSIONS["proposals"], "d" * 64, "oracle", "0" * 64)
-    keys = [ImageKey(i.image_id, i.file_name, i.height, i.width) for i in train.images]
-    with StoreWriter.create_or_open(store, identity, keys, images_per_shard=9) as writer:
-        found = {i: [proposal_of(a) for a in entries] for i, entries in train.annotations.items()}
-        commit_proposals(writer.missing().tasks[0], found)
-    return store
-
-
-def proposal_of(annotation):
-    height, width = annotation.rle["size"]
-    counts, area = annotation.rle["counts"], rle.area(annotation.rle)
-    return Proposal(counts, height, width, area, annotation.bbox_xywh, 0.9, 0.9, (1.0, 1.0))
+    return toys.write_library(root / "library", train)
 
 
 @pytest.fixture(scope="module")

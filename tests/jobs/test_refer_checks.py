@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from jobs import train_teacher
+from jobs import split, train_teacher
+from jobs.training.checks import check_inputs, check_settings
 from jobs.training.refer_checks import (
     check_sentence_settings,
     refuse_missing_weights,
@@ -14,6 +15,7 @@ from jobs.training.refer_checks import (
 from jobs.training.runs import check, read_training_config
 from pipeline.errors import CheckpointError, ConfigError, InputError
 from tests.jobs import toy_networks as toys
+from tests.toy_refer import ref, write_refs
 
 TEACHER = toys.CONFIGS / "teacher/refer_scenes_lavt.py"
 SMALL = ["init_checkpoint=None", "side=64", "device=cpu"]
@@ -35,6 +37,7 @@ def data(tmp_path_factory):
         ("model.network.text_encoder.max_tokens=2", ConfigError, "no such number of tokens"),
         ("init_checkpoint=none.pth", CheckpointError, "no such checkpoint"),
         ("side=100", ConfigError, "multiple of 32"),
+        ("side=32", ConfigError, "a multiple of 32, 64 or more"),
         ("panel_interval=5", ConfigError, "no image panels of sentences"),
     ],
 )
@@ -45,6 +48,47 @@ def test_a_run_is_not_deleted_for_one_that_cannot_start(data, tmp_path, option, 
     with pytest.raises(error, match=told):
         train_teacher.run(TEACHER, cfg_options=[*data, *SMALL, option], work_dir=tmp_path, overwrite=True)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def with_nothing_meant(data, folder):
+    """Overrides: of the validation's sentences the first means nothing, as gRefCOCO writes it."""
+    scenes = Path(data[0].removeprefix("data_root="))
+    entries = json.loads((scenes / "expressions/val.json").read_text())
+    refs = [
+        {
+            "ref_id": number,
+            "image_id": entry["image_id"],
+            "ann_id": [entry["annotation_id"] if number else -1],
+            "split": "val",
+            "sentences": [{"sent_id": number, "sent": entry["sentence"]}],
+        }
+        for number, entry in enumerate(entries)
+    ]
+    file = folder / "grefs.json"
+    file.write_text(json.dumps(refs))
+    return [f"val_{part}.expressions_file={file}" for part in ("dataloader.dataset", "evaluator.files")]
+
+
+def test_sentences_that_mean_nothing_are_refused_before_the_training(data, tmp_path):
+    options = [*data, *SMALL, *with_nothing_meant(data, tmp_path)]
+    with pytest.raises(ConfigError, match=r"(?s)expressions that mean nothing.*val_evaluator\.generalised=True"):
+        check(read_training_config(TEACHER, options), where=TEACHER)
+    check(read_training_config(TEACHER, [*options, "val_evaluator.generalised=True"]), where=TEACHER)
+
+
+@pytest.mark.parametrize("name", ["teacher/grefcoco_rela", "student/grefcoco_rela_cpi_u"])
+def test_the_configs_of_grefcoco_take_sentences_that_mean_nothing(tmp_path, name):
+    refs = [ref(1, 12, [-1], "nobody"), ref(2, 11, [1, 2], "both men"), ref(3, 13, [-1], "a kite", split="val")]
+    root = write_refs(tmp_path, refs, name="grefs(unc).json").root
+    files = {"annotations": root / "instances.json", "image_root": root / "images"}
+    expressions = root / "grefs(unc).json"
+    split.run(files["annotations"], image_root=root / "images", expressions=expressions, out=root, percent=50)
+    files |= {"expressions": expressions, "split_file": root / "split.json", "bert": "tiny-bert"}
+    no_library = ["model.refiner.name=none"] if "student" in name else []
+    config = read_training_config(toys.CONFIGS / f"{name}.py", [*(f"{k}={v}" for k, v in files.items()), *no_library])
+    assert config.val_evaluator.files.expressions_file.endswith("grefs(unc).json")
+    check_settings(config, where=name)
+    check_inputs(config)
 
 
 def test_sentences_that_will_be_cut_are_counted_and_told(data, capsys):

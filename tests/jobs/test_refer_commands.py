@@ -7,22 +7,24 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from mmengine.registry import MODELS, init_default_scope
 
-from data_schemas.manifest import SCHEMA_VERSIONS, ImageKey, StoreIdentity
-from data_schemas.proposals import Proposal
 from jobs import correction_stats, evaluate, export, predict, pseudo_label, split, train_student, train_teacher
-from jobs.labels.answers import read_answers
+from jobs.evaluate_refer import given_answers
+from jobs.labels.answers import Answer, read_answers
+from jobs.labels.sentences import network_digest
+from jobs.networks import open_config
 from pipeline.data.coco import load_coco
+from pipeline.data.referring.dataset import ReferDataset
 from pipeline.data.referring.sets import load_refer_set
 from pipeline.data.splits import load_split
 from pipeline.errors import AnnotationError, ConfigError, InputError, StoreMismatchError
 from pipeline.masks import rle
-from pipeline.stores.proposal_store import commit_proposals
-from pipeline.stores.writer import StoreWriter
 from tests.jobs import toy_networks as toys
 
 TEACHER = toys.CONFIGS / "teacher/refer_scenes_lavt.py"
 STUDENT = toys.CONFIGS / "student/refer_scenes_cpi_u.py"
+RELA = toys.CONFIGS / "teacher/refer_scenes_rela.py"
 SMALL = ["init_checkpoint=None", "side=64", "max_iters=2", "log_interval=1", "batch_size=2", "device=cpu"]
 
 
@@ -44,20 +46,7 @@ def train(root, data):
 
 @pytest.fixture(scope="module")
 def library(root, train):
-    """Every object of every image, as a SAM without a fault would store it."""
-    store = root / "library"
-    identity = StoreIdentity("proposals", SCHEMA_VERSIONS["proposals"], "d" * 64, "oracle", "0" * 64)
-    keys = [ImageKey(i.image_id, i.file_name, i.height, i.width) for i in train.images]
-    with StoreWriter.create_or_open(store, identity, keys, images_per_shard=9) as writer:
-        found = {i: [proposal_of(a) for a in entries] for i, entries in train.annotations.items()}
-        commit_proposals(writer.missing().tasks[0], found)
-    return store
-
-
-def proposal_of(entry):
-    height, width = entry.rle["size"]
-    counts, area, box = entry.rle["counts"], rle.area(entry.rle), rle.bbox_xywh(entry.rle)
-    return Proposal(counts, height, width, area, box, predicted_iou=0.9, stability_score=0.9, point_xy=(0.0, 0.0))
+    return toys.write_library(root / "library", train)
 
 
 @pytest.fixture(scope="module")
@@ -170,7 +159,7 @@ def test_pseudo_labels_answer_every_unlabelled_sentence_once(root, data, train, 
     assert 0 <= summary["quality"]["after"]["oIoU"] <= 1
     read = read_answers(labels / "results.json", whole)
     assert read.keys() == asked.keys()
-    assert read[results[0]["sentence_id"]].sum() == rle.area(results[0]["segmentation"])
+    assert read[results[0]["sentence_id"]] == Answer(results[0]["segmentation"])  # LAVT cannot say "nothing"
 
 
 def test_the_images_may_lie_elsewhere(root, data, library, teacher, tmp_path):
@@ -183,6 +172,22 @@ def test_another_sentence_is_another_run(root, data, library, teacher, labels):
     options = [*data, f"store={library}", "side=64", "device=cpu", "pseudo_label.part=labelled"]
     with pytest.raises(StoreMismatchError, match=r"settings\.questions"):
         pseudo_label.run(STUDENT, teacher / "iter_2.pth", cfg_options=options, work_dir=labels)
+
+
+def test_other_settings_of_the_text_are_another_run(data, library, teacher, labels, capsys):
+    options = [*data, f"store={library}", "side=64", "device=cpu"]
+    pseudo_label.run(STUDENT, teacher / "iter_2.pth", cfg_options=options, work_dir=labels)
+    assert "already finished" in capsys.readouterr().out
+    for setting in ("max_tokens=4", "keep_separator=False"):
+        other = [*options, f"model.segmentor.network.text_encoder.{setting}"]
+        with pytest.raises(StoreMismatchError, match=r"settings\.model"):
+            pseudo_label.run(STUDENT, teacher / "iter_2.pth", cfg_options=other, work_dir=labels)
+
+
+def test_where_a_backbone_started_does_not_make_another_run():
+    config = toys.CONFIGS / "student/refcoco_cpi_u.py"
+    digests = [network_digest(open_config(config, [f"swin_checkpoint={name}.pth"])) for name in ("a", "b")]
+    assert digests[0] == digests[1] != network_digest(open_config(config, ["bert=tiny-bert"]))
 
 
 def test_answers_from_a_file_are_evaluated_as_a_network_s(root, data, teacher, labels):
@@ -207,6 +212,24 @@ def test_answers_from_a_file_are_evaluated_as_a_network_s(root, data, teacher, l
     (root / "twice.json").write_text(json.dumps([*perfect, *entries]))
     with pytest.raises(AnnotationError, match="two answers to a sentence"):
         evaluate.run(TEACHER, root / "twice.json", cfg_options=options, work_dir=root / "of_twice")
+
+
+def test_answers_are_unpacked_one_by_one_without_their_images(root, labels, monkeypatch):
+    scenes = root / "scenes"
+    files = {"expressions_file": scenes / "expressions/train.json", "image_root": scenes / "images"}
+    files |= {"annotation_file": scenes / "annotations/train.json", "split_file": scenes / "split.json"}
+    options = {"split": "train", "part": "unlabelled", "epoch": "expression", "sentence": "all"}
+    data = ReferDataset(pipeline=[], **options, **{name: str(path) for name, path in files.items()})
+    unpacked = []
+    decode = rle.decode
+    monkeypatch.setattr(rle, "decode", lambda code: unpacked.append(code) or decode(code))
+    monkeypatch.setattr("pipeline.data.referring.dataset.image_record", None)  # no image is read
+    samples = given_answers(labels / "results.json", data, len(data))
+    for number in range(1, 4):
+        sample = next(samples)
+        assert set(sample) == {"ref_id", "sentence_id", "pred_mask"}
+        assert len(unpacked) == number
+    assert len(data) > 3
 
 
 def test_sentences_of_broken_images_are_not_asked_and_the_images_named(root, teacher, tmp_path, capsys):
@@ -265,6 +288,42 @@ def test_a_picture_for_a_person(root, data, student, tmp_path, capsys):
             predict.run(config, checkpoint, image, sentence=sentence, out=tmp_path / "other.png")
     with pytest.raises(ConfigError, match="not a picture"):
         predict.run(config, checkpoint, image, sentence="a ring", out=tmp_path / "other.txt")
+
+
+def test_what_rela_says_is_nothing_is_nothing_everywhere(root, data, train, tmp_path, capsys):
+    options = [*data, "init_checkpoint=None", "side=64", "device=cpu"]
+    config = open_config(RELA, options)
+    init_default_scope("mmdet")
+    torch.manual_seed(0)
+    model = MODELS.build(config.model)
+    with torch.no_grad():
+        model.network.region_decoder.no_target_head[-1].bias.copy_(torch.tensor([-20.0, 20.0]))
+    checkpoint, folder = tmp_path / "rela.pth", tmp_path / "labels"
+    torch.save({"state_dict": model.state_dict(), "meta": {}}, checkpoint)
+    pseudo_label.run(RELA, checkpoint, cfg_options=[*options, "pseudo_label.part=all"], work_dir=folder)
+    entries = json.loads((folder / "results.json").read_text())
+    assert all(entry["no_target"] > 0.99 for entry in entries)
+    assert any(rle.area(entry["segmentation"]) for entry in entries)  # the masks stay what they are
+    scenes = root / "scenes"
+    files = {
+        "expressions_file": scenes / "expressions/train.json",
+        "annotation_file": scenes / "annotations/train.json",
+    }
+    options += [f"val_{part}.{k}={v}" for k, v in files.items() for part in ("dataloader.dataset", "evaluator.files")]
+    options += ["val_split=train", "val_evaluator.generalised=True"]
+    told = [
+        evaluate.run(RELA, answers, cfg_options=options, work_dir=tmp_path / f"evaluation_{number}")["refer"]
+        for number, answers in enumerate((checkpoint, folder / "results.json"))
+    ]
+    assert told[1] == {name: told[0][name] for name in told[1]}
+    assert told[1]["T-acc"] == told[1]["oIoU"] == 0
+    image = next((scenes / "images/val").iterdir())
+    capsys.readouterr()
+    assert predict.run(RELA, checkpoint, image, sentence="a ring", cfg_options=options, out=tmp_path / "a.png") == []
+    assert "nothing is meant by: a ring" in capsys.readouterr().out
+    (tmp_path / "wrong.json").write_text(json.dumps([{**entries[0], "no_target": 2}, *entries[1:]]))
+    with pytest.raises(AnnotationError, match="no_target is no probability"):
+        evaluate.run(RELA, tmp_path / "wrong.json", cfg_options=options, work_dir=tmp_path / "wrong")
 
 
 def test_a_network_of_sentences_is_not_exported(student, tmp_path):

@@ -98,6 +98,7 @@ WITHOUT_SPLIT = {
     "refcoco": "proposals only",
     "refcocoplus": "proposals only",
     "refcocog": "proposals only",
+    "grefcoco": "proposals only",
 }
 """Config -> why its store is of no split."""
 

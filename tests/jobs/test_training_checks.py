@@ -16,6 +16,7 @@ from jobs.training.runs import held, read_training_config, run_dir
 from pipeline.data.coco import load_coco, make_coco, subset
 from pipeline.data.splits import draw_split, load_split, save_split
 from pipeline.errors import ConfigError, InputError, StoreMismatchError
+from pipeline.refine.build import LIBRARY_REFINERS
 from pipeline.stores.proposal_store import commit_proposals
 from pipeline.stores.similarity_store import commit_similarity
 from pipeline.stores.writer import StoreWriter
@@ -151,6 +152,7 @@ FAMILIES = {
     "refcoco": "refcoco",
     "refcocoplus": "refcocoplus",
     "refcocog": "refcocog",
+    "grefcoco": "grefcoco",
     "nuclei": "nuclei",
     "coco": "coco",
     "cityscapes": "cityscapes",
@@ -232,8 +234,9 @@ def test_a_store_that_is_not_there_is_told_before_the_training(scenes, tmp_path)
             inputs_of(name, scenes, f"store={tmp_path / 'none'}")
     inputs_of("teacher/scenes_supervised", scenes)
     inputs_of("student/scenes_points", scenes, f"store={tmp_path / 'none'}")  # points need none
-    with pytest.raises(ConfigError, match="needs a proposal library"):
-        inputs_of("student/scenes_cpi_u", scenes, "model.refiner.store=None")
+    for name in LIBRARY_REFINERS:
+        with pytest.raises(ConfigError, match=f"{name} needs a proposal library"):
+            inputs_of("student/scenes_cpi_u", scenes, "model.refiner.store=None", f"model.refiner.name={name}")
 
 
 def test_a_store_of_other_images_is_refused(scenes, tmp_path):

@@ -1,15 +1,22 @@
 """A random network on a few scenes: confident nonsense, the same every time."""
 
 import json
+from collections.abc import Collection
 from pathlib import Path
 
 import torch
 
+from data_schemas.manifest import SCHEMA_VERSIONS, ImageOutcome, StoreIdentity
+from data_schemas.proposals import Proposal
 from jobs.networks import load_network, open_config
-from pipeline.data.coco import load_coco
+from jobs.store_checks import image_keys
+from pipeline.data.coco import CocoSet, load_coco
 from pipeline.data.splits import draw_split, save_split
+from pipeline.masks import rle
 from pipeline.models.weights import read_checkpoint
 from pipeline.scenes.dataset import write_scenes
+from pipeline.stores.proposal_store import commit_proposals
+from pipeline.stores.writer import StoreWriter
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 STUDENT, TEACHER = CONFIGS / "student" / "scenes_none.py", CONFIGS / "teacher" / "scenes_supervised.py"
@@ -22,6 +29,29 @@ def write_data(root: Path, *, num_train: int = 4, num_val: int = 3) -> list[str]
     coco = load_coco(files.annotations("train"), files.image_root)
     save_split(draw_split(coco, percent=25, seed=0), root / "split.json")
     return [f"data_root={root}", *TINY]
+
+
+def write_library(store: Path, coco: CocoSet, *, left: Collection[int] = (), quarantined: Collection[int] = ()) -> Path:
+    """Every object of every image, as a SAM without a fault would store it.
+
+    Proposals of the images that are ``left`` are not computed yet; SAM could not do those that are ``quarantined``.
+    """
+    identity = StoreIdentity("proposals", SCHEMA_VERSIONS["proposals"], "d" * 64, "oracle", "0" * 64)
+    with StoreWriter.create_or_open(store, identity, image_keys(coco.images), images_per_shard=1) as writer:
+        for task in writer.missing().tasks:
+            (image,) = task.plan.images
+            if image.image_id in quarantined:
+                commit_proposals(task, {}, [ImageOutcome.quarantined(image.image_id, stage="embed", reason="toy")])
+            elif image.image_id not in left:
+                found = [proposal_of(entry) for entry in coco.annotations[image.image_id]]
+                commit_proposals(task, {image.image_id: found})
+    return store
+
+
+def proposal_of(entry) -> Proposal:
+    height, width = entry.rle["size"]
+    counts, area, box = entry.rle["counts"], rle.area(entry.rle), rle.bbox_xywh(entry.rle)
+    return Proposal(counts, height, width, area, box, predicted_iou=0.9, stability_score=0.9, point_xy=(1.0, 1.0))
 
 
 def class_list(root: Path) -> tuple[str, ...]:

@@ -2,12 +2,14 @@
 
 from dataclasses import replace
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from data_schemas.manifest import ImageKey, ImageOutcome, StoreIdentity
 from data_schemas.pseudo_labels import PSEUDO_LABEL_SCHEMA, PseudoLabel
 from pipeline.errors import InputError, StoreDamagedError
+from pipeline.stores import pseudo_label_store
 from pipeline.stores.pseudo_label_store import commit_pseudo_labels, read_pseudo_labels
 from pipeline.stores.verify import verify
 from pipeline.stores.writer import StoreWriter
@@ -25,7 +27,7 @@ def writer(tmp_path):
 
 def fill(writer):
     first, second = writer.missing().tasks
-    rows = {3: [LABEL, replace(LABEL, instance_id=1, outcome="kept")], 7: []}
+    rows = {3: [LABEL, replace(LABEL, instance_id=1, outcome="kept", no_target=0.25)], 7: []}
     commit_pseudo_labels(first, rows)
     commit_pseudo_labels(second, {}, [ImageOutcome.quarantined(9, stage="read", reason="truncated")])
     return rows
@@ -41,6 +43,13 @@ def test_rows_come_back_and_images_are_accounted_for(writer, tmp_path):
     assert verify(tmp_path / "run") == []
     files = sorted((tmp_path / "run" / "pseudo_labels").glob("*.parquet"))
     assert [pq.read_schema(file).names for file in files] == [PSEUDO_LABEL_SCHEMA.names] * 2
+
+
+def test_runs_without_the_youngest_column_are_read(writer, monkeypatch):
+    with monkeypatch.context() as before:
+        before.setattr(pseudo_label_store, "PSEUDO_LABEL_SCHEMA", pa.schema(list(PSEUDO_LABEL_SCHEMA)[:-1]))
+        rows = fill(writer)
+    assert list(read_pseudo_labels(writer.files, writer.records())) == [replace(row, no_target=None) for row in rows[3]]
 
 
 def test_a_flipped_bit_is_found(writer, tmp_path):
@@ -65,7 +74,11 @@ def test_a_label_of_another_image_or_size_is_refused(writer, wrong):
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"outcome": "lost"}, {"score": 1.5}, {"score": float("nan")}, {"refined_rle": ""}, {"network_area": 21}]
+    "wrong",
+    [
+        *({"outcome": "lost"}, {"score": 1.5}, {"no_target": -1.0}, {"score": float("nan")}),
+        *({"refined_rle": ""}, {"network_area": 21}),
+    ],
 )
 def test_an_impossible_label_is_refused(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):

@@ -227,6 +227,8 @@ def test_metric_of_expressions_without_target(tmp_path):
     assert 0 < figures["refer/cIoU"] < 1
     believed = [{**sample, "pred_no_target": 0.9} for sample in samples]
     assert evaluate(metric(files, generalised=True), believed)["refer/N-acc"] == 1
+    with pytest.raises(ConfigError, match=r"1 of 2 objects.*ref 1[\s\S]*generalised=True"):
+        metric(files)
     with pytest.raises(ConfigError, match="generalised"):
         metric(files).process({}, samples)
 

@@ -6,14 +6,12 @@ import pytest
 from pipeline.errors import ConfigError, InputError, PipelineError
 from pipeline.masks import rle
 from pipeline.masks.library import MaskLibrary
-from pipeline.refine.build import REFINER_NAMES, build_refiner
+from pipeline.refine.build import LIBRARY_REFINERS, REFINER_NAMES, build_refiner
 from pipeline.refine.cpi import accept_cpi
 from pipeline.refine.interface import TeacherMasks
 from pipeline.refine.iom import accept_iom
 from pipeline.refine.matching import Overlaps
 from tests.fakes import FakeSam
-
-LIBRARY_REFINERS = ("iom", "cpi", "cpi_u", "cpi_o")
 
 
 class FakeLibrary:

@@ -277,6 +277,26 @@ def test_labels_go_through_the_canonical_frame_only_where_they_match(folder, lib
     assert log["pseudo/pwa_share"] == 0.5
 
 
+@pytest.mark.parametrize("scope", ["unmatched", "off"])
+def test_a_match_between_the_pixels_of_the_view_is_as_none(folder, library, scope):
+    """A column of a wide image that no pixel of the view has its centre on."""
+    ori = (24, 64)
+    model = centred(build(refiner=CPI_U | {"pixel_weights": scope, "under_threshold": 0.0}))
+    library.masks = np.zeros((1, *ori), bool)
+    library.masks[0, :, ::2] = True
+    data = batch(folder, ori=ori)
+    prepared = model.data_preprocessor(data, True)
+    logits = model.teacher_logits(prepared["inputs"]["unsup"], data["data_samples"]["unsup"])
+    labels, _ = model.refined_labels(logits, data["data_samples"]["unsup"], np.random.default_rng(0))
+    assert [label.outcome for label in labels] == ["kept", "kept"]
+    np.testing.assert_array_equal(labels[0].mask, labels[0].own)
+    seen = logits[0].sigmoid().numpy()
+    if scope == "off":
+        assert labels[0].weights is None
+    else:
+        np.testing.assert_allclose(labels[0].weights, 1.3 - 1.26157 * np.exp(-5 * (seen - 0.5) ** 2), atol=1e-4)
+
+
 @pytest.mark.parametrize(("mix", "expected"), [("halves", (2 + 9) / 2), ("per_image", (1 + 3 + 9) / 3)])
 def test_two_matched_and_one_other_are_mixed_as_asked(mix, expected, monkeypatch):
     model = build(unsup_mix=mix)

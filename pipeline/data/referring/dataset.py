@@ -115,11 +115,14 @@ class ReferDataset(Dataset):
         """Which image a sample is of."""
         return self.coco.by_id[self._entries[index][0].image_id].file_name
 
+    def question(self, index: int) -> tuple[ReferredObject, Sentence]:
+        """Whose sample ``index`` is, and by which sentence; a random one is drawn anew every time."""
+        thing, sentence = self._entries[index]
+        return thing, sentence or thing.sentences[np.random.randint(len(thing.sentences))]
+
     def record(self, index: int) -> Record:
         """The untransformed sample."""
-        thing, sentence = self._entries[index]
-        if sentence is None:
-            sentence = thing.sentences[np.random.randint(len(thing.sentences))]
+        thing, sentence = self.question(index)
         sample = image_record(self.coco, self.coco.by_id[thing.image_id])
         sample["ref_id"], sample["sentence_id"] = thing.ref_id, sentence.sentence_id
         sample["sentence"] = sentence.text if self.settings.text == "sent" else sentence.raw

@@ -10,7 +10,9 @@ _WORD = re.compile(r"[^\W_]+(?:'[^\W_]+)?")
 _SIDE = re.compile(
     r"(far|top|bottom|upper|lower|front|back|middle|center)?(left|right)(most|hand|handed|side|wards?|y|ish|er|est)?"
 )
-_MISTYPED_SIDE = re.compile(r"l[eft]{2,3}|r[ight]{3,4}|lt|rt|rite|lhs|rhs")
+_MISTYPED_SIDE = re.compile(r"l[eft]{2,3}|r[ight]{3,4}|l|r|lt|rt|rgt|rit|rite|lhs|rhs")
+_SIDE_OF_A_CAR = re.compile(r"(?:driver|passenger)(?:s|'s)?(?:side)?")
+"""The mirrored car is one of another country."""
 _NO_SIDE = re.compile(
     r"bright|brighter|brightest|brightly|upright|alright|outright|wright|leftovers?|cleft|copyright|copyrighted|fright|"
     r"frightened|frightening"
@@ -23,7 +25,7 @@ _AFTER_AN_ADVERB = re.compile(
     r"next|behind|beside|above|below|under|underneath|before|after|near|by|at|against|beneath|between|there|here|now|"
     r"over|up|in|on|off|out|alone|open|angle|the|an?|his|her|with|to"
 )
-_REMAINING = re.compile(r"last|only|remaining|is|are|all")
+_REMAINING = re.compile(r"last|only|remaining|is|are|all|just|that|who|has|have|had")
 _READ_IN_THE_IMAGE = re.compile(
     r"says?|said|saying|reads|written|writing|letters?|words?|numbers?|numbered|text|logo|clock|o'clock|oclock|"
     r"clockwise|counterclockwise|anticlockwise|east|west|eastern|western|spelled|spelling"
@@ -106,9 +108,9 @@ def _is_read(text: str) -> bool:
 
 
 def _may_be_a_side(text: str) -> bool:
-    """Whether a word that is no known form of left or right may be a mistyped one."""
+    """Whether a word that is no known form of left or right may be a mistyped one, or name a side in another way."""
     has_side = ("left" in text or "right" in text) and not _NO_SIDE.fullmatch(text)
-    return has_side or _MISTYPED_SIDE.fullmatch(text) is not None
+    return has_side or any(form.fullmatch(text) for form in (_MISTYPED_SIDE, _SIDE_OF_A_CAR))
 
 
 def _is_doubtful(sentence: str, words: list[re.Match[str]], place: int) -> bool:

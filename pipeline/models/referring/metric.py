@@ -53,7 +53,8 @@ class ReferMetric(BaseMetric):
             kwargs: Those of mmengine's ``BaseMetric``.
 
         Raises:
-            ConfigError: an unknown resolution, or no resolution.
+            ConfigError: an unknown resolution, or no resolution, or expressions that mean nothing and are not looked
+                for.
             InputError: see ``load_refer_set``.
         """
         super().__init__(**kwargs)
@@ -66,6 +67,8 @@ class ReferMetric(BaseMetric):
             format=format,
             mask_overlap=mask_overlap,
         )
+        if not generalised:
+            _refuse_nothing(self._truth, files["expressions_file"])
         self._objects = {thing.ref_id: thing for thing in self._truth.objects}
         self.resolutions, self.generalised, self.smallest = tuple(resolutions), generalised, tuple(smallest)
 
@@ -73,15 +76,12 @@ class ReferMetric(BaseMetric):
         """Count the pixels of every expression, once for each resolution.
 
         Raises:
-            ConfigError: an expression of another set, or one that means nothing and is not looked for.
+            ConfigError: an expression of another set.
         """
         for sample in data_samples:
             thing = self._objects.get(int(sample["ref_id"]))
             if thing is None:
                 raise ConfigError("an expression that the metric's files do not have", got=f"ref {sample['ref_id']}")
-            if not thing.annotation_ids and not self.generalised:
-                expected = "every expression to mean something, or generalised=True"
-                raise ConfigError("an expression without target", expected=expected, got=f"ref {thing.ref_id}")
             self.results.append(tuple(self._score(sample, thing, name) for name in self.resolutions))
 
     def _score(self, sample: Mapping[str, Any], thing: ReferredObject, resolution: str) -> ExpressionScore:
@@ -116,6 +116,19 @@ class ReferMetric(BaseMetric):
                 few = figures_of(score for score in scores if (score.ref_id, score.sentence_id) in chosen)
                 named[f"oIoU_smallest{percent:g}{ending}"] = few.overall_iou
         return {name: float(value or 0.0) for name, value in named.items()}
+
+
+def _refuse_nothing(truth: ReferSet, where: str) -> None:
+    """Refuse a set with expressions that mean nothing, which the classic figures know no right answer to."""
+    empty = [thing.ref_id for thing in truth.objects if not thing.annotation_ids]
+    if empty:
+        raise ConfigError(
+            "expressions that mean nothing",
+            where=where,
+            expected="every expression to mean something, or a generalised metric",
+            got=f"{len(empty)} of {len(truth.objects)} objects without annotation, such as ref {empty[0]}",
+            fix="--cfg-options val_evaluator.generalised=True, or a config of gRefCOCO (configs/*/grefcoco_*.py)",
+        )
 
 
 def _mask(values: Any) -> NDArray[np.bool_]:

@@ -10,6 +10,7 @@ from torch import Tensor
 from pipeline.distill.self_similarity import View
 from pipeline.models.pseudo_labels import TeacherQueries, to_canonical, to_view
 from pipeline.models.referring.confidence import mask_confidence
+from pipeline.refine.build import weight_scope
 from pipeline.refine.interface import Outcome, Refiner
 from pipeline.refine.pixel_weight import pixel_weights
 
@@ -56,9 +57,10 @@ def refer_label(
     score = torch.tensor([0.0 if confidence is None else confidence])
     teacher = to_canonical(TeacherQueries(logits[None], torch.zeros(1, dtype=torch.int64), score), view)
     refined = refiner.refine(image_id, image, teacher, rng)
-    weights = None if refined.weights[0] is None else pixel_weights(probability)
     if refined.outcomes[0] == "matched":
         found = to_view(replace(refined, weights=[None]), teacher.labels, view, min_pixels=1)
-        if len(found.masks):  # else it lies between the pixels of the view
+        if len(found.masks):  # else it lies between the pixels of the view, and the label is as one without a match
+            weights = None if refined.weights[0] is None else pixel_weights(probability)
             return ReferLabel(found.masks[0], weights, "matched", own, confidence)
+    weights = None if weight_scope(refiner) == "off" else pixel_weights(probability)
     return ReferLabel(own, weights, "empty" if confidence is None else "kept", own, confidence)

@@ -129,15 +129,22 @@ class ReferSegmentor(BaseModel):
         output = self.segment(inputs, data_samples)
         logits = self.upsampled(output, inputs)
         margins = (logits[:, OBJECT] - logits[:, BACKGROUND]).cpu()
-        no_target = None if output.no_target is None else output.no_target.float().softmax(dim=1)[:, 1].tolist()
+        no_target = no_target_probabilities(output)
         for index, (sample, margin) in enumerate(zip(data_samples, margins, strict=True)):
             mask = margin > 0
             sample.pred_view_mask = mask
             sample.pred_mask = in_canonical_frame(margin, sample)
-            sample.set_field(
-                float(not mask.any()) if no_target is None else no_target[index], "pred_no_target", dtype=float
-            )
+            said = no_target[index]
+            sample.set_field(float(not mask.any()) if said is None else said, "pred_no_target", dtype=float)
         return data_samples
+
+
+def no_target_probabilities(output: ReferOutput) -> list[float | None]:
+    """Of B sentences the probability that nothing is meant; None for each where the network cannot tell."""
+    if output.no_target is None:
+        return [None] * len(output.logits)
+    found: list[float | None] = output.no_target.float().softmax(dim=1)[:, 1].tolist()
+    return found
 
 
 def in_canonical_frame(margin: Tensor, sample: ReferSample) -> Tensor:

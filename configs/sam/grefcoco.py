@@ -1,0 +1,12 @@
+"""Proposal library of gRefCOCO's images: as ``refcoco.py``.
+
+s4m-pipeline precompute-sam configs/sam/grefcoco.py --ray-address auto --cfg-options workers.gpus=1
+"""
+
+from mmengine.config import read_base
+
+with read_base():
+    from .refcoco import *
+
+images = "data/refer/grefcoco/instances.json"
+store = "work_dirs/sam_store_grefcoco"
