@@ -39,7 +39,9 @@ def run(source: Path, store: str, *, images: Path, image_root: Path | None = Non
     keys = image_keys(coco.images)
     masks = open_source(source, keys)
     identity = identity_of(masks, coco)
-    if not overwrite and not preview(store, identity, keys, images_per_shard=IMAGES_PER_SHARD).tasks:
+    # With what stays in the store: a part beside the library may refuse it, which is told before anything is removed.
+    replaced = ["proposals"] if overwrite else []
+    if not preview(store, identity, keys, images_per_shard=IMAGES_PER_SHARD, replaced=replaced).tasks:
         print(f"proposals: all {len(keys)} images are imported\nstore: {store}")
         return
     _check(masks)

@@ -2,17 +2,25 @@
 
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 from mmengine.config import Config
 
-from jobs.cluster.ray_runner import LOCAL, run_sharded
+from jobs.cluster.ray_runner import LOCAL, room_for_a_worker, run_sharded
 from jobs.config_files import laid_out, load_config
 from jobs.precompute.overlap import run_overlapped
-from jobs.precompute.plan import StorePlan, duration, expected_seconds, missing_images, plan_store, print_dry_run
+from jobs.precompute.plan import (
+    StorePlan,
+    duration,
+    expected_seconds,
+    images_of,
+    plan_store,
+    preview_store,
+    print_dry_run,
+)
 from jobs.precompute.stages import STAGES, MakeBackend, ShardJob, ShardReport, build_sam
 from jobs.progress import Progress
 from jobs.settings import PrecomputeSettings, known_keys, load_settings
@@ -80,19 +88,23 @@ def precompute(
     on_driver = replace(settings.sam, device="cpu", precision="fp32", compile=False)
     backend = make_backend(settings.sam if is_local else on_driver)
     plans = [plan_store(kind, settings, coco, labelled, backend) for kind in settings.targets]
+    replaced = [plan.kind for plan in plans] if overwrite else []
+    # What stays in the store may refuse the new parts: told before anything is removed, and by a dry run too.
+    works = [preview_store(plan, settings, replaced) for plan in plans]
     if dry_run:
-        print_dry_run(plans, settings, overwrite=overwrite, is_local=is_local)
+        print_dry_run(plans, works, settings, overwrite=overwrite, is_local=is_local)
         return
-    missing = [missing_images(plan, settings, overwrite=overwrite) for plan in plans]
+    missing = [images_of(work) for work in works]
     if any(missing):
         # Before anything is written or removed: a wrong image_root is found in seconds and leaves things as they are.
         check_image_files(coco, max_broken_share=settings.max_broken_share)
-    if overwrite:
-        for plan in plans:
-            remove_part(settings.store, plan.kind)
     for_stages = (lambda _: backend) if is_local else make_backend
     expected, started = expected_seconds(plans, missing, settings, is_local=is_local), time.monotonic()
-    totals = [_fill(plan, settings, coco, for_stages, ray_address) for plan in plans]
+    # A cluster that is not there is found before anything is removed.
+    with room_for_a_worker(ray_address, settings.workers) if any(missing) else nullcontext():
+        for kind in replaced:
+            remove_part(settings.store, kind)
+        totals = [_fill(plan, settings, coco, for_stages, ray_address) for plan in plans]
     if config is not None:
         open_files(settings.store).write(RESOLVED_CONFIG, laid_out(config).encode())
     if any(missing):

@@ -2,7 +2,7 @@
 
 import math
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -72,8 +72,8 @@ def plan_store(
     return StorePlan(identity, images, layout, objects)
 
 
-def preview_store(plan: StorePlan, settings: PrecomputeSettings) -> Work:
-    """What is missing; nothing is written."""
+def preview_store(plan: StorePlan, settings: PrecomputeSettings, replaced: Collection[str] = ()) -> Work:
+    """What is missing, once the kinds of ``replaced`` are removed; nothing is written. Errors: see ``preview``."""
     return preview(
         settings.store,
         plan.identity,
@@ -81,27 +81,24 @@ def preview_store(plan: StorePlan, settings: PrecomputeSettings) -> Work:
         images_per_shard=settings.images_per_shard,
         layout=plan.layout,
         retry_quarantined=settings.retry_quarantined,
+        replaced=replaced,
     )
 
 
-def missing_images(plan: StorePlan, settings: PrecomputeSettings, *, overwrite: bool) -> list[ImageKey]:
+def images_of(work: Work) -> list[ImageKey]:
     """Images of the shards that a run would compute."""
-    if overwrite:
-        return list(plan.images)
-    return [image for task in preview_store(plan, settings).tasks for image in task.plan.images]
+    return [image for task in work.tasks for image in task.plan.images]
 
 
-def print_dry_run(plans: Sequence[StorePlan], settings: PrecomputeSettings, *, overwrite: bool, is_local: bool) -> None:
-    """Tell what a run would do and what that takes."""
+def print_dry_run(
+    plans: Sequence[StorePlan], works: Sequence[Work], settings: PrecomputeSettings, *, overwrite: bool, is_local: bool
+) -> None:
+    """Tell what a run would do (``works``, one for each plan) and what that takes."""
     row = _measured(settings)
     needed, seconds = 0.0, 0.0
-    for plan in plans:
-        images = missing_images(plan, settings, overwrite=overwrite)
-        if overwrite:
-            shards, summary = -(-len(plan.images) // settings.images_per_shard), "all anew"
-        else:
-            work = preview_store(plan, settings)
-            shards, summary = len(work.tasks), work.summary()
+    for plan, work in zip(plans, works, strict=True):
+        images = images_of(work)
+        shards, summary = len(work.tasks), "all anew" if overwrite else work.summary()
         cost = estimate(plan, images, settings, row)
         needed, seconds = needed + cost.num_bytes, seconds + cost.seconds
         size = _megabytes(cost.num_bytes)

@@ -1,7 +1,7 @@
 """``StoreWriter``: open a store for writing, refuse one that does not fit, say what is missing."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
@@ -165,15 +165,28 @@ def preview(
     images_per_shard: int,
     layout: SimilarityLayout | None = None,
     retry_quarantined: bool = False,
+    replaced: Collection[str] = (),
 ) -> Work:
     """What :meth:`StoreWriter.missing` would say, without a lock and without writing: for ``--dry-run``.
+
+    Args:
+        uri: As the other arguments, see :meth:`StoreWriter.create_or_open`.
+        identity: Who would make it and with what.
+        images: All images of the store.
+        images_per_shard: Images that are published together.
+        layout: Of the similarity kind.
+        retry_quarantined: Count shards with a quarantined image as to be redone.
+        replaced: Kinds that are going to be removed first (``--overwrite``): what the store holds of them refuses
+            nothing and counts as not done. Ask this before :func:`remove_part`: what stays may refuse the new part.
 
     Raises:
         StoreMismatchError, StoreDamagedError, InputError: As :meth:`StoreWriter.create_or_open`.
     """
     files = open_files(uri)
     plans, part, _ = _plan(identity, images, images_per_shard, layout)
-    _refuse_other_parts(files, read_manifest(files), part)
+    _refuse_other_parts(files, read_manifest(files), part, replaced)
+    if identity.kind in replaced:
+        return Work((), (), tuple(_task(files, part, plan) for plan in plans))
     return _sort_work(files, part, plans, retry_quarantined=retry_quarantined)
 
 
@@ -280,11 +293,15 @@ def _join(files: StoreFiles, part: StorePart, static: list[tuple[FileEntry, byte
     return joined
 
 
-def _refuse_other_parts(files: StoreFiles, manifest: Manifest | None, part: StorePart) -> None:
+def _refuse_other_parts(
+    files: StoreFiles, manifest: Manifest | None, part: StorePart, replaced: Collection[str] = ()
+) -> None:
     if manifest is None:
         return
     differences: list[tuple[str, object, object]] = []
     for kind, stored in manifest.parts.items():
+        if kind in replaced:
+            continue
         if kind == part.identity.kind:
             differences += _part_differences(stored, part)
         elif stored.identity.sam_sha256 != part.identity.sam_sha256:
@@ -330,7 +347,7 @@ def _sort_work(files: StoreFiles, part: StorePart, plans: Sequence[ShardPlan], *
     redo: list[ShardTask] = []
     new: list[ShardTask] = []
     for plan in plans:
-        task = ShardTask(files.uri, kind, plan, part.images_per_shard, part.layout)
+        task = _task(files, part, plan)
         record = records.get(plan.shard_id)
         if isinstance(record, ShardRecord) and is_done(record, kind, plan, sizes):
             is_bad = any(outcome.status == "quarantined" for outcome in record.outcomes)
@@ -340,6 +357,10 @@ def _sort_work(files: StoreFiles, part: StorePart, plans: Sequence[ShardPlan], *
         else:
             new.append(task)
     return Work(tuple(done), tuple(redo), tuple(new))
+
+
+def _task(files: StoreFiles, part: StorePart, plan: ShardPlan) -> ShardTask:
+    return ShardTask(files.uri, part.identity.kind, plan, part.images_per_shard, part.layout)
 
 
 def _lists(work: Work) -> tuple[tuple[ShardTask, ...], ...]:

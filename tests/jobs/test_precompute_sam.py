@@ -16,7 +16,13 @@ from jobs.precompute.cost_model import Row, StageSeconds, load_table
 from jobs.precompute_sam import load_inputs, precompute
 from jobs.settings import PrecomputeSettings, SamSettings, SimilaritySettings
 from pipeline.data.splits import draw_split, save_split
-from pipeline.errors import ConfigError, InputError, StoreMismatchError, TooManyQuarantinedError
+from pipeline.errors import (
+    ConfigError,
+    EnvironmentProblemError,
+    InputError,
+    StoreMismatchError,
+    TooManyQuarantinedError,
+)
 from pipeline.sam.generator_settings import GeneratorSettings
 from pipeline.stores.proposal_store import ProposalStore
 from pipeline.stores.similarity_store import SimilarityStore
@@ -122,6 +128,33 @@ def test_overwrite_removes_nothing_where_the_run_would_be_refused(settings, tmp_
     wrong = replace(settings, image_root=str(tmp_path / "elsewhere"))
     with pytest.raises(TooManyQuarantinedError):
         precompute(wrong, make_backend=fake_sam, overwrite=True)
+    assert store_files(Path(settings.store)) == before
+
+
+@pytest.mark.parametrize("dry_run", [False, True])
+def test_overwrite_of_one_kind_is_refused_where_the_other_stays_with_another_sam(settings, dry_run):
+    precompute(settings, make_backend=fake_sam)
+    before = store_files(Path(settings.store))
+    one = replace(settings, targets=("proposals",))
+    with pytest.raises(StoreMismatchError, match="sam_sha256"):
+        precompute(one, make_backend=other_sam, overwrite=True, dry_run=dry_run)
+    assert store_files(Path(settings.store)) == before
+    precompute(settings, make_backend=other_sam, overwrite=True, dry_run=dry_run)  # both go: nothing is in the way
+
+
+def other_sam(_settings):
+    return FakeSam(sha256="e" * 64)
+
+
+@pytest.mark.parametrize(
+    ("address", "workers", "words"),
+    [("127.0.0.1:1", WorkerSettings(), "Ray is not there"), ("start", WorkerSettings(gpus=99), "no room")],
+)
+def test_overwrite_removes_nothing_where_no_worker_can_start(settings, address, workers, words):
+    precompute(settings, make_backend=fake_sam)
+    before = store_files(Path(settings.store))
+    with pytest.raises(EnvironmentProblemError, match=words):
+        precompute(replace(settings, workers=workers), make_backend=fake_sam, overwrite=True, ray_address=address)
     assert store_files(Path(settings.store)) == before
 
 
