@@ -102,8 +102,7 @@ def precompute(
     expected, started = expected_seconds(plans, missing, settings, is_local=is_local), time.monotonic()
     # A cluster that is not there is found before anything is removed.
     with room_for_a_worker(ray_address, settings.workers) if any(missing) else nullcontext():
-        for kind in replaced:
-            remove_part(settings.store, kind)
+        remove_part(settings.store, *replaced)
         totals = [_fill(plan, settings, coco, for_stages, ray_address) for plan in plans]
     if config is not None:
         open_files(settings.store).write(RESOLVED_CONFIG, laid_out(config).encode())

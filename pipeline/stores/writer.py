@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
@@ -190,34 +191,47 @@ def preview(
     return _sort_work(files, part, plans, retry_quarantined=retry_quarantined)
 
 
-def remove_part(uri: str | Path, kind: str, *, lock_timeout: float = 0.0) -> None:
-    """Forget one kind of artefact and delete its files: for ``--overwrite``. Other files are not touched.
+def remove_part(uri: str | Path, *kinds: str, lock_timeout: float = 0.0) -> None:
+    """Forget kinds of artefacts, all or none of them, and delete their files: for ``--overwrite``.
+
+    Other files are not touched.
 
     Raises:
-        StoreBusyError: A job is writing it.
+        StoreBusyError: A job is writing one of them.
         StoreDamagedError: The manifest is damaged.
     """
     files = open_files(uri)
     manifest = read_manifest(files)
-    if manifest is None or kind not in manifest.parts:
-        return
-    part = manifest.parts[kind]
-    with StoreLock(files, kind).acquire(lock_timeout), StoreLock(files, "manifest").acquire(_MANIFEST_WAIT_SECONDS):
-        files.delete(index_path(kind))
-        # Records first: a reader then says "not computed", never "damaged".
-        for shard_id in part.shard_ids:
-            files.delete(record_path(shard_id))
-        for number, shard_id in enumerate(part.shard_ids):
-            for path in shard_paths(part.identity.kind, number, shard_id):
-                files.delete(path)
-        left = {name: other for name, other in manifest.parts.items() if name != kind}
+    chosen = [kind for kind in kinds if manifest is not None and kind in manifest.parts]
+    if not chosen:
+        return  # and no lock file is left where there is no store
+    with ExitStack() as locks:
+        for kind in chosen:
+            locks.enter_context(StoreLock(files, kind).acquire(lock_timeout))
+        locks.enter_context(StoreLock(files, "manifest").acquire(_MANIFEST_WAIT_SECONDS))
+        # Read again: another job may have added its part, or removed one, until the lock was ours.
+        manifest = read_manifest(files) or Manifest({})
+        removed = [part for kind in chosen if (part := manifest.parts.get(kind)) is not None]
+        for part in removed:
+            _delete_shards(files, part)
+        left = {kind: part for kind, part in manifest.parts.items() if kind not in chosen}
         if left:
             files.write(MANIFEST, Manifest(left).to_bytes())
         else:
             files.delete(MANIFEST)
         # Last, because a plan whose list of images is missing is damaged.
-        for entry in part.files:
+        for entry in (entry for part in removed for entry in part.files):
             files.delete(entry.path)
+
+
+def _delete_shards(files: StoreFiles, part: StorePart) -> None:
+    files.delete(index_path(part.identity.kind))
+    # Records first: a reader then says "not computed", never "damaged".
+    for shard_id in part.shard_ids:
+        files.delete(record_path(shard_id))
+    for number, shard_id in enumerate(part.shard_ids):
+        for path in shard_paths(part.identity.kind, number, shard_id):
+            files.delete(path)
 
 
 def count_images(part: StorePart, records: Sequence[ShardRecord]) -> StoreCounts:

@@ -14,9 +14,11 @@ from data_schemas.manifest import ImageKey, ImageOutcome
 from data_schemas.similarity import SimilarityLayout
 from pipeline.errors import EnvironmentProblemError, InputError, StoreMismatchError
 from pipeline.stores.files import ArrowFiles, LocalFiles, RemoteFiles, open_files
+from pipeline.stores.lock import StoreBusyError, StoreLock
 from pipeline.stores.proposal_store import ProposalStore, commit_proposals
-from pipeline.stores.shards import plan_shards, shard_id
+from pipeline.stores.shards import plan_shards, read_manifest, shard_id
 from pipeline.stores.similarity_store import SimilarityStore
+from pipeline.stores.verify import verify
 from pipeline.stores.writer import preview, remove_part
 
 IDENTITY = make_identity()
@@ -235,6 +237,33 @@ def test_removing_a_part_leaves_the_other_and_foreign_files(tmp_path):
     remove_part(tmp_path, "proposals")
     assert contents(tmp_path) == {"notes.txt": b"mine"}
     remove_part(tmp_path, "proposals")
+
+
+def test_a_part_that_comes_while_the_lock_is_awaited_is_not_lost(tmp_path, monkeypatch):
+    fill(tmp_path, "similarity")
+    take, added = StoreLock.acquire, []
+
+    def later(lock, timeout=0.0):
+        if not added:
+            added.append(lock)
+            fill(tmp_path, "proposals")  # another job, quicker than this one
+        return take(lock, timeout)
+
+    monkeypatch.setattr(StoreLock, "acquire", later)
+    remove_part(tmp_path, "similarity")
+    assert verify(tmp_path) == []
+    assert list(read_manifest(open_files(tmp_path)).parts) == ["proposals"]
+
+
+def test_of_several_parts_none_is_removed_where_one_is_being_written(tmp_path):
+    fill(tmp_path, "similarity")
+    with open_writer(tmp_path, "proposals"):
+        before = contents(tmp_path)
+        with pytest.raises(StoreBusyError):
+            remove_part(tmp_path, "similarity", "proposals")
+        assert contents(tmp_path) == before
+    remove_part(tmp_path, "similarity", "proposals")
+    assert contents(tmp_path) == {}
 
 
 def test_addresses_lead_to_the_right_files(tmp_path):
