@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from data_schemas.manifest import SCHEMA_VERSIONS, ImageKey, StoreIdentity
+from data_schemas.manifest import IMPORTED, SCHEMA_VERSIONS, ImageKey, StoreIdentity
 from jobs.exchange.sources import Source, open_source
 from jobs.progress import Progress
 from jobs.store_checks import image_keys
@@ -58,7 +58,7 @@ def identity_of(masks: Source, coco: CocoSet) -> StoreIdentity:
         kind="proposals",
         schema_version=SCHEMA_VERSIONS["proposals"],
         dataset_fingerprint=coco.fingerprint,
-        sam_name=f"import:{masks.path.resolve().name}",
+        sam_name=f"{IMPORTED}{masks.path.resolve().name}",
         sam_sha256=masks.sha256(),
         settings={"format": masks.form},
     )

@@ -313,15 +313,33 @@ def _refuse_other_parts(
     if manifest is None:
         return
     differences: list[tuple[str, object, object]] = []
+    in_the_way: list[StoreIdentity] = []
     for kind, stored in manifest.parts.items():
         if kind in replaced:
             continue
         if kind == part.identity.kind:
-            differences += _part_differences(stored, part)
-        elif stored.identity.sam_sha256 != part.identity.sam_sha256:
-            differences.append(("sam_sha256", stored.identity.sam_sha256, part.identity.sam_sha256))
+            found = _part_differences(stored, part)
+        else:
+            sams = stored.identity.sam_sha256, part.identity.sam_sha256
+            found = [("sam_sha256", *sams)] if sams[0] != sams[1] else []
+        if found:
+            in_the_way.append(stored.identity)
+            differences += [difference for difference in found if difference not in differences]
     if differences:
-        raise mismatch(files, differences, fix_new="give this run another store path, or --overwrite to make it anew")
+        what = f"the {' and '.join(sorted(identity.kind for identity in in_the_way))} of the store were"
+        raise mismatch(files, differences, fix_new=_way_out(in_the_way, part.identity), what=what)
+
+
+def _way_out(in_the_way: Sequence[StoreIdentity], own: StoreIdentity) -> str:
+    """What to run instead; never what would remove more than is in the way, or than the same command can make anew."""
+    others = [identity for identity in in_the_way if identity.kind != own.kind]
+    if any(identity.command != own.command for identity in others):
+        return "give this run another store path: --overwrite leaves what another command made"
+    if own.command != "precompute-sam":
+        return "give this run another store path, or --overwrite to make it anew"
+    kinds = sorted({own.kind, *(identity.kind for identity in others)})
+    anew = f'--overwrite --cfg-options "targets=[{",".join(kinds)}]"'
+    return f"give this run another store path, or make only {' and '.join(kinds)} anew: {anew}"
 
 
 def _part_differences(stored: StorePart, wanted: StorePart) -> list[tuple[str, object, object]]:
@@ -342,11 +360,15 @@ def _describe_images(part: StorePart) -> str:
 
 
 def mismatch(
-    files: StoreFiles, differences: Sequence[tuple[str, object, object]], *, fix_new: str
+    files: StoreFiles,
+    differences: Sequence[tuple[str, object, object]],
+    *,
+    fix_new: str,
+    what: str = "the store was",
 ) -> StoreMismatchError:
     """The error that names every differing field with its stored and its wanted value."""
     return StoreMismatchError(
-        f"the store was made with another {', '.join(name for name, _, _ in differences)}",
+        f"{what} made with another {', '.join(name for name, _, _ in differences)}",
         where=files.uri,
         expected="; ".join(f"{name} = {wanted!r}" for name, _, wanted in differences),
         got="; ".join(f"{name} = {stored!r}" for name, stored, _ in differences),

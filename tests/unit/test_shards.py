@@ -124,6 +124,35 @@ def test_the_other_kind_must_come_from_the_same_sam_and_layouts_must_agree(tmp_p
         open_writer(tmp_path, "similarity", layout=dataclasses.replace(LAYOUT, rows_per_chunk=8))
 
 
+def test_a_refusal_names_the_kind_and_advises_to_make_no_other_kind_anew(tmp_path):
+    """A changed split makes other targets; the library, hours of work, is still right."""
+    fill(tmp_path)
+    fill(tmp_path, "similarity")
+    with pytest.raises(StoreMismatchError, match=r"^the similarity of the store were") as caught:
+        open_writer(tmp_path, "similarity", images=IMAGES[:3])
+    assert '--overwrite --cfg-options "targets=[similarity]"' in caught.value.fix
+    other = make_identity("similarity", sam_sha256="b" * 64)
+    with pytest.raises(StoreMismatchError, match=r"^the proposals and similarity of the store were") as caught:
+        open_writer(tmp_path, "similarity", identity=other)
+    assert '"targets=[proposals,similarity]"' in caught.value.fix
+    assert caught.value.got.count("sam_sha256") == 1
+    with pytest.raises(StoreMismatchError, match=r"^the proposals of the store were") as caught:
+        preview_with(tmp_path, identity=other, layout=LAYOUT, replaced=["similarity"])
+    assert '"targets=[proposals,similarity]"' in caught.value.fix
+
+
+def test_what_another_command_made_is_not_advised_to_be_overwritten(tmp_path):
+    fill(tmp_path, "similarity")
+    with pytest.raises(StoreMismatchError) as caught:
+        open_writer(tmp_path, identity=make_identity(sam_name="import:a.json", sam_sha256="b" * 64))
+    assert caught.value.fix.startswith("give this run another store path: ")
+    imported = tmp_path / "imported"
+    fill(imported, identity=make_identity(sam_name="import:a.json"))
+    with pytest.raises(StoreMismatchError) as caught:
+        open_writer(imported, identity=make_identity(sam_name="import:b.json"))
+    assert caught.value.fix.endswith("or --overwrite to make it anew")
+
+
 def test_a_writer_of_another_schema_or_without_its_layout_is_refused(tmp_path):
     with pytest.raises(InputError, match="schema"):
         open_writer(tmp_path, identity=make_identity(schema_version=99))
