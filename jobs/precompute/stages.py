@@ -27,6 +27,7 @@ from pipeline.sam.decoder_features import sample_target_points, similarity_targe
 from pipeline.sam.interface import ImageEmbedding, SamBackend
 from pipeline.sam.sam2_backend import build_backend
 from pipeline.sam.segment_everything import BatchSize, segment_everything
+from pipeline.stores.proposal_pages import MAX_ROWS
 from pipeline.stores.proposal_store import commit_proposals
 from pipeline.stores.shards import ShardTask
 from pipeline.stores.similarity_store import commit_similarity
@@ -113,9 +114,12 @@ class ProposalStage:
         """Compute one shard."""
 
         def proposals(_key: ImageKey, image: NDArray[np.uint8], embedding: ImageEmbedding) -> list[Proposal]:
-            return segment_everything(
+            found = segment_everything(
                 self.backend, image, self.settings.proposals, embedding=embedding, batch=self.batch
             )
+            if len(found) > MAX_ROWS:  # here, where it costs this image only; when its shard is written, all of the run
+                raise InputError("more proposals than a library holds; see proposals.max_proposals", got=len(found))
+            return found
 
         done = compute_embedded(job, self.backend, proposals, self.settings, tell, self.streak)
         return partial(_publish, commit_proposals, job.task, done)

@@ -235,6 +235,16 @@ def test_failures_that_are_not_in_a_row_or_not_alike_end_nothing(settings, make_
     assert sum(o.status == "quarantined" for report in reports for o in report.outcomes) == len(failing)
 
 
+def test_an_image_with_more_proposals_than_a_library_holds_is_set_aside_alone(settings, make_job, monkeypatch):
+    for name in ("00.png", "02.png"):
+        Image.fromarray(np.full((24, 32, 3), 7, np.uint8)).save(f"{settings.images}/{name}")
+    monkeypatch.setattr(stages, "MAX_ROWS", 1)
+    report = ProposalStage(settings, lambda _: FakeSam())(make_job("proposals"))
+    assert [o.status for o in report.outcomes] == ["ok", "quarantined", "ok", "quarantined"]
+    bad = report.outcomes[1]
+    assert (bad.stage, bad.reason.split(";")[0]) == ("sam", "more proposals than a library holds")
+
+
 def test_images_embedded_together_give_what_they_give_alone(settings, make_job):
     """Groups of three: the encoder is called for 3 images, then for the one that is left, in its turn."""
     told, calls = [], []
