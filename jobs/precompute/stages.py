@@ -23,10 +23,11 @@ from jobs.settings import PrecomputeSettings, SamSettings
 from pipeline.errors import ImageError, InputError, PipelineError
 from pipeline.images import read_image, resolve_inside
 from pipeline.masks import rle
+from pipeline.sam.batches import BatchSize
 from pipeline.sam.decoder_features import sample_target_points, similarity_targets
 from pipeline.sam.interface import ImageEmbedding, SamBackend
 from pipeline.sam.sam2_backend import build_backend
-from pipeline.sam.segment_everything import BatchSize, segment_everything
+from pipeline.sam.segment_everything import segment_everything
 from pipeline.stores.proposal_pages import MAX_ROWS
 from pipeline.stores.proposal_store import commit_proposals
 from pipeline.stores.shards import ShardTask
@@ -132,6 +133,7 @@ class SimilarityStage:
         """Load the SAM."""
         self.settings = settings
         self.backend = make_backend(settings.sam)
+        self.batch = BatchSize(settings.similarity.prompts_per_batch)
         self.streak = FailureStreak(settings.max_alike_failures)
 
     def __call__(self, job: ShardJob, tell: Tell = lambda _: None) -> ShardReport:
@@ -161,7 +163,7 @@ class SimilarityStage:
             embedding,
             points_xy,
             point_kind,
-            prompts_per_batch=chosen.prompts_per_batch,
+            batch=self.batch,
             features=chosen.features,
         )
 

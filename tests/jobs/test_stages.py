@@ -245,6 +245,21 @@ def test_an_image_with_more_proposals_than_a_library_holds_is_set_aside_alone(se
     assert (bad.stage, bad.reason.split(";")[0]) == ("sam", "more proposals than a library holds")
 
 
+def test_targets_keep_from_image_to_image_how_many_points_fit(settings, make_job):
+    class Crowded(FakeSam):
+        def decoder_tokens(self, embedding, points_xy):
+            tried.append(len(points_xy))
+            if len(points_xy) > 4:
+                raise torch.OutOfMemoryError("no room")
+            return super().decoder_tokens(embedding, points_xy)
+
+    tried = []
+    settings = replace(settings, similarity=replace(settings.similarity, prompts_per_batch=8))
+    report = SimilarityStage(settings, lambda _: Crowded())(make_job("similarity"))
+    assert [o.status for o in report.outcomes] == ["ok"] * 4
+    assert tried == [8, *[4] * 8]
+
+
 def test_images_embedded_together_give_what_they_give_alone(settings, make_job):
     """Groups of three: the encoder is called for 3 images, then for the one that is left, in its turn."""
     told, calls = [], []

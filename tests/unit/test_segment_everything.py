@@ -13,10 +13,11 @@ from jobs.bench.stock_generator import stock_generator
 from pipeline.errors import ConfigError
 from pipeline.masks import rle
 from pipeline.sam import full_resolution
+from pipeline.sam.batches import BatchSize, in_batches
 from pipeline.sam.coarse_to_fine import spared
 from pipeline.sam.generator_settings import GeneratorSettings
 from pipeline.sam.sam2_backend import SCENES_NANO, Sam2Backend, _architecture, build_backend, build_model
-from pipeline.sam.segment_everything import BatchSize, distinct, in_batches, point_grid, segment_everything
+from pipeline.sam.segment_everything import distinct, point_grid, segment_everything
 from pipeline.sam.small_regions import clean
 from tests.fakes import FakeSam, region_at
 
