@@ -57,6 +57,7 @@ def precompute_sam(
     dry_run: opt.DryRun = False,
     limit: opt.Limit = None,
     ray_address: opt.RayAddress = "local",
+    gpu: opt.Gpu = None,
 ) -> None:
     """Compute SAM's proposals and similarity targets for a data set into a store.
 

@@ -1,7 +1,7 @@
 """``precompute-sam``: list the missing shards, run the stages, publish, count."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, nullcontext
 from dataclasses import replace
 from functools import partial
@@ -21,14 +21,15 @@ from jobs.precompute.plan import (
     preview_store,
     print_dry_run,
 )
-from jobs.precompute.stages import STAGES, MakeBackend, ShardJob, ShardReport, build_sam
+from jobs.precompute.stages import STAGES, MakeBackend, ShardJob, ShardReport, build_sam, describe_sam
 from jobs.progress import Progress
-from jobs.settings import PrecomputeSettings, known_keys, load_settings
+from jobs.settings import PrecomputeSettings, SamSettings, known_keys, load_settings
 from pipeline.data.coco import CocoSet, check_image_files, load_images, subset
 from pipeline.data.splits import load_split
-from pipeline.errors import InputError, TooManyQuarantinedError
+from pipeline.errors import ConfigError, InputError, TooManyQuarantinedError
+from pipeline.sam.interface import SamBackend, SamFacts
 from pipeline.stores.files import open_files
-from pipeline.stores.shards import ShardTask
+from pipeline.stores.shards import ShardTask, Work
 from pipeline.stores.writer import StoreCounts, StoreWriter, remove_part
 
 RESOLVED_CONFIG = "precompute_sam.py"
@@ -44,6 +45,7 @@ def run(
     dry_run: bool = False,
     limit: int | None = None,
     ray_address: str = LOCAL,
+    gpu: str | None = None,
 ) -> None:
     """Do the command; see ``s4m-pipeline precompute-sam --help``.
 
@@ -56,15 +58,26 @@ def run(
         dry_run: Print what would be done and write nothing.
         limit: Only so many images, the first labelled and the first unlabelled ones.
         ray_address: See ``jobs/cluster/ray_runner.py``.
+        gpu: For a dry run: the kind of GPU that the work will be done on, by its name or a part of it.
 
     Raises:
         PipelineError: Of whatever kind the input, the store or the machine gives reason to.
     """
+    if gpu is not None and not dry_run:
+        raise ConfigError("a GPU is named for an estimate only", where="--gpu", got=gpu, fix="add --dry-run")
     config = load_config(config_path, cfg_options, also_known=known_keys())
     if work_dir is not None:
         config.store = str(work_dir)
     settings = load_settings(config.to_dict(), where=config_path)
-    precompute(settings, config=config, overwrite=overwrite, dry_run=dry_run, limit=limit, ray_address=ray_address)
+    precompute(
+        settings,
+        config=config,
+        overwrite=overwrite,
+        dry_run=dry_run,
+        limit=limit,
+        ray_address=ray_address,
+        gpu=gpu,
+    )
 
 
 def precompute(
@@ -75,6 +88,7 @@ def precompute(
     dry_run: bool = False,
     limit: int | None = None,
     ray_address: str = LOCAL,
+    gpu: str | None = None,
     make_backend: MakeBackend = build_sam,
 ) -> None:
     """The command without its configuration file; ``make_backend`` replaces the SAM, for tests.
@@ -82,18 +96,17 @@ def precompute(
     Raises:
         PipelineError: As :func:`run`.
     """
-    coco, labelled = load_inputs(settings, limit=limit)
     is_local = ray_address == LOCAL
+    if dry_run:
+        # A login node has neither the GPU nor the checkpoint.
+        describe = describe_sam if make_backend is build_sam else make_backend
+        _dry_run(settings, describe, overwrite=overwrite, limit=limit, is_local=is_local, gpu=gpu)
+        return
+    coco, labelled = load_inputs(settings, limit=limit)
     # The driver of a cluster may have no GPU, and needs only the SAM's digest and grid.
     on_driver = replace(settings.sam, device="cpu", precision="fp32", compile=False)
     backend = make_backend(settings.sam if is_local else on_driver)
-    plans = [plan_store(kind, settings, coco, labelled, backend) for kind in settings.targets]
-    replaced = [plan.kind for plan in plans] if overwrite else []
-    # What stays in the store may refuse the new parts: told before anything is removed, and by a dry run too.
-    works = [preview_store(plan, settings, replaced) for plan in plans]
-    if dry_run:
-        print_dry_run(plans, works, settings, overwrite=overwrite, is_local=is_local)
-        return
+    plans, works = _plan(settings, coco, labelled, backend, overwrite=overwrite)
     missing = [images_of(work) for work in works]
     if any(missing):
         # Before anything is written or removed: a wrong image_root is found in seconds and leaves things as they are.
@@ -102,7 +115,8 @@ def precompute(
     expected, started = expected_seconds(plans, missing, settings, is_local=is_local), time.monotonic()
     # A cluster that is not there is found before anything is removed.
     with room_for_a_worker(ray_address, settings.workers) if any(missing) else nullcontext():
-        remove_part(settings.store, *replaced)
+        if overwrite:
+            remove_part(settings.store, *(plan.kind for plan in plans))
         totals = [_fill(plan, settings, coco, for_stages, ray_address) for plan in plans]
     if config is not None:
         open_files(settings.store).write(RESOLVED_CONFIG, laid_out(config).encode())
@@ -110,6 +124,25 @@ def precompute(
         estimated = f" (estimated: {duration(expected)})" if expected is not None else ""
         print(f"time: {duration(time.monotonic() - started)}{estimated}")
     _report(plans, totals, settings)
+
+
+def _dry_run(
+    settings: PrecomputeSettings,
+    describe: Callable[[SamSettings], SamFacts | SamBackend],
+    *,
+    overwrite: bool = False,
+    limit: int | None = None,
+    is_local: bool = True,
+    gpu: str | None = None,
+) -> None:
+    """Say what :func:`precompute` would do and what it takes; ``describe`` tells of the SAM, which is not used.
+
+    Raises:
+        PipelineError: What the input or the store gives reason to.
+    """
+    coco, labelled = load_inputs(settings, limit=limit)
+    plans, works = _plan(settings, coco, labelled, describe(settings.sam), overwrite=overwrite)
+    print_dry_run(plans, works, settings, overwrite=overwrite, is_local=is_local, gpu=gpu)
 
 
 def load_inputs(settings: PrecomputeSettings, *, limit: int | None = None) -> tuple[CocoSet, CocoSet]:
@@ -132,6 +165,16 @@ def load_inputs(settings: PrecomputeSettings, *, limit: int | None = None) -> tu
         half = max((limit + 1) // 2, limit - len(others))
         coco = subset(coco, [*labelled[:half], *others[: limit - len(labelled[:half])]])
     return coco, subset(coco, chosen & set(coco.by_id))
+
+
+def _plan(
+    settings: PrecomputeSettings, coco: CocoSet, labelled: CocoSet, sam: SamBackend | SamFacts, *, overwrite: bool
+) -> tuple[list[StorePlan], list[Work]]:
+    """Each kind of artefact and what is missing of it."""
+    plans = [plan_store(kind, settings, coco, labelled, sam) for kind in settings.targets]
+    # What stays in the store may refuse the new parts: told before anything is removed, and by a dry run too.
+    replaced = [plan.kind for plan in plans] if overwrite else []
+    return plans, [preview_store(plan, settings, replaced) for plan in plans]
 
 
 def _fill(

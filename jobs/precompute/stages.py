@@ -25,8 +25,8 @@ from pipeline.images import read_image, resolve_inside
 from pipeline.masks import rle
 from pipeline.sam.batches import BatchSize
 from pipeline.sam.decoder_features import sample_target_points, similarity_targets
-from pipeline.sam.interface import ImageEmbedding, SamBackend
-from pipeline.sam.sam2_backend import build_backend
+from pipeline.sam.interface import ImageEmbedding, SamBackend, SamFacts
+from pipeline.sam.sam2_backend import build_backend, describe_backend
 from pipeline.sam.segment_everything import segment_everything
 from pipeline.stores.proposal_pages import MAX_ROWS
 from pipeline.stores.proposal_store import commit_proposals
@@ -95,6 +95,11 @@ def build_sam(sam: SamSettings) -> SamBackend:
         precision=sam.precision,
         compiled=sam.compile,
     )
+
+
+def describe_sam(sam: SamSettings) -> SamFacts:
+    """What a plan needs to know of that SAM, without its GPU or a download; see ``describe_backend`` for the errors."""
+    return describe_backend(sam.name, device=sam.device, config=sam.config, sha256=sam.sha256, precision=sam.precision)
 
 
 class ProposalStage:

@@ -88,6 +88,12 @@ def sha256_of(path: str | Path) -> str:
     return digest.hexdigest()
 
 
+def refuse_malformed_sha256(expected: str | None) -> None:
+    """Raise ConfigError unless ``expected`` is None or 64 hexadecimal digits."""
+    if expected is not None and (len(expected) != 64 or set(expected.lower()) - set("0123456789abcdef")):
+        raise ConfigError("a sha256 has 64 hexadecimal digits", where="sam sha256", got=expected)
+
+
 def verify_sha256(path: str | Path, expected: str | None) -> str:
     """Digest of ``path``; with ``expected`` also a promise that it is that one.
 
@@ -95,8 +101,7 @@ def verify_sha256(path: str | Path, expected: str | None) -> str:
         CheckpointError: the file is missing, or has another digest.
         ConfigError: ``expected`` is not 64 hexadecimal digits.
     """
-    if expected is not None and (len(expected) != 64 or set(expected.lower()) - set("0123456789abcdef")):
-        raise ConfigError("a sha256 has 64 hexadecimal digits", where="sam sha256", got=expected)
+    refuse_malformed_sha256(expected)
     found = sha256_of(path)
     if expected is not None and found != expected.lower():
         raise CheckpointError(

@@ -13,7 +13,7 @@ import pytest
 from jobs.cluster.ray_runner import WorkerSettings
 from jobs.precompute import plan as precompute_plan
 from jobs.precompute.cost_model import Row, StageSeconds, load_table
-from jobs.precompute_sam import load_inputs, precompute
+from jobs.precompute_sam import load_inputs, precompute, run
 from jobs.settings import PrecomputeSettings, SamSettings, SimilaritySettings
 from pipeline.data.splits import draw_split, save_split
 from pipeline.errors import (
@@ -23,6 +23,7 @@ from pipeline.errors import (
     StoreMismatchError,
     TooManyQuarantinedError,
 )
+from pipeline.sam import sam2_backend
 from pipeline.sam.generator_settings import GeneratorSettings
 from pipeline.stores.proposal_store import ProposalStore
 from pipeline.stores.similarity_store import SimilarityStore
@@ -209,6 +210,35 @@ def test_dry_run_tells_hours_disk_and_memory_from_what_was_measured(settings, ca
     assert "(estimated: 8 min)" in capsys.readouterr().out
     precompute(settings, make_backend=fake_sam)
     assert "time:" not in capsys.readouterr().out
+
+
+def test_a_dry_run_needs_neither_the_gpu_nor_the_checkpoint(tmp_path, capsys, monkeypatch):
+    """As on a cluster's login node; which GPU the nodes have is said with --gpu."""
+    monkeypatch.setattr(sam2_backend, "fetch_checkpoint", lambda _: pytest.fail("downloaded"))
+    rows = [measured(sam="sam2.1_hiera_tiny", device="NVIDIA H100 80GB HBM3", precision="bf16"), measured()]
+    monkeypatch.setattr(precompute_plan, "load_table", lambda: rows)
+    config = tmp_path / "config.py"
+    config.write_text(
+        f"""images = "{write_coco(tmp_path / "data", 3)}"
+store = "{tmp_path}/store"
+sam = dict(name="sam2.1_hiera_tiny", device="cuda:7", precision="bf16")
+"""
+    )
+    run(config, dry_run=True)
+    out = capsys.readouterr().out
+    assert "nobody measured sam2.1_hiera_tiny on cuda in bf16" in out
+    assert "measured so far: sam2.1_hiera_tiny on NVIDIA H100 80GB HBM3 in bf16, fake on cpu in fp32" in out
+    run(config, dry_run=True, gpu="h100")
+    out = capsys.readouterr().out
+    assert "3 images, about" in out
+    assert "measured on NVIDIA H100 80GB HBM3, on 10 images" in out
+    run(config, dry_run=True, gpu="A100")
+    assert "nobody measured sam2.1_hiera_tiny on A100 in bf16" in capsys.readouterr().out
+    with pytest.raises(ConfigError, match="for an estimate only") as caught:
+        run(config, gpu="h100")
+    assert caught.value.fix == "add --dry-run"
+    with pytest.raises(ConfigError, match="bf16 is for CUDA"):
+        run(config, cfg_options=["sam.device=cpu"], dry_run=True)
 
 
 @pytest.mark.parametrize(
