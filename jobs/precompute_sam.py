@@ -102,6 +102,7 @@ def precompute(
         describe = describe_sam if make_backend is build_sam else make_backend
         _dry_run(settings, describe, overwrite=overwrite, limit=limit, is_local=is_local, gpu=gpu)
         return
+    _refuse_missing_inputs(settings)
     coco, labelled = load_inputs(settings, limit=limit)
     # The driver of a cluster may have no GPU, and needs only the SAM's digest and grid.
     on_driver = replace(settings.sam, device="cpu", precision="fp32", compile=False)
@@ -126,6 +127,26 @@ def precompute(
     _report(plans, totals, settings)
 
 
+def _refuse_missing_inputs(settings: PrecomputeSettings) -> None:
+    """Say how a file that is not there is made; what is wrong inside of one, its reader says."""
+    images, split = Path(settings.images), Path(settings.split) if settings.split else None
+    missing = [("images", images)] if not images.exists() else []
+    missing += [("split", split)] if split is not None and not split.exists() else []
+    for key, path in missing:
+        if path.parts[:1] == ("demo",):
+            fix = "the demo writes it: run s4m-pipeline demo (or make demo) first, or correct the path"
+        elif key == "split":
+            root = f" --image-root {settings.image_root}" if settings.image_root else ""
+            fix = (
+                f"draw it as the head of the configuration says (s4m-pipeline split {images}{root} --percent P "
+                f"--out {path.parent}), or name another one with --cfg-options split=FILE"
+            )
+        else:
+            fix = f"see the head of the configuration for how the data are prepared, or correct {key}"
+        expected = "a COCO file or a folder" if key == "images" else "a file of s4m-pipeline split"
+        raise InputError(f"{key} not found", where=path, expected=expected, fix=fix)
+
+
 def _dry_run(
     settings: PrecomputeSettings,
     describe: Callable[[SamSettings], SamFacts | SamBackend],
@@ -140,6 +161,7 @@ def _dry_run(
     Raises:
         PipelineError: What the input or the store gives reason to.
     """
+    _refuse_missing_inputs(settings)
     coco, labelled = load_inputs(settings, limit=limit)
     plans, works = _plan(settings, coco, labelled, describe(settings.sam), overwrite=overwrite)
     print_dry_run(plans, works, settings, overwrite=overwrite, is_local=is_local, gpu=gpu)

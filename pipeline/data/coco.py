@@ -164,7 +164,8 @@ def _checked_set(
     if not root.is_dir():
         raise InputError("image folder not found", where=root, fix="check image_root in the config")
     if not raw["images"]:
-        raise AnnotationError("empty data set", where=file, expected="at least one image", got=0)
+        fix = 'list the images under "images" of this file, or name another one'
+        raise AnnotationError("empty data set", where=file, expected="at least one image", got=0, fix=fix)
     problems = Problems(file)
     categories = parse_categories(raw["categories"], problems)
     images, broken = parse_images(raw["images"], root, problems)
@@ -221,7 +222,11 @@ def folder_as_coco(image_root: Path) -> CocoSet:
     if not images:
         got = f"{len(broken)} unreadable ones; {broken[0].file_name}: {broken[0].reason}" if broken else "none"
         raise InputError(
-            "empty data set", where=image_root, expected=f"images ({', '.join(sorted(SUFFIXES))})", got=got
+            "empty data set",
+            where=image_root,
+            expected=f"images ({', '.join(sorted(SUFFIXES))})",
+            got=got,
+            fix="put images there, or name another folder or a COCO file",
         )
     return make_coco(image_root, images, (), (), broken=broken)
 

@@ -233,7 +233,8 @@ def resolve_device(device: str | torch.device) -> torch.device:
             where="device",
             expected=str(device),
             got=f"{available} CUDA devices",
-            fix="use --device cpu, or install a CUDA build of torch on a machine with a GPU (s4m-pipeline doctor)",
+            fix="set sam.device=cpu and sam.precision=fp32 (--cfg-options), or install a CUDA build of torch on a "
+            "machine with a GPU (s4m-pipeline doctor)",
         )
     return resolved
 
@@ -244,13 +245,25 @@ def _parse_device(device: str | torch.device) -> torch.device:
     except RuntimeError:
         resolved = torch.device("meta")
     if resolved.type not in ("cpu", "cuda"):
-        raise ConfigError("unknown device", where="device", expected="cpu, cuda or cuda:n", got=str(device))
+        raise ConfigError(
+            "unknown device",
+            where="device",
+            expected="cpu, cuda or cuda:n",
+            got=str(device),
+            fix="correct sam.device in the configuration, or give --cfg-options sam.device=cpu",
+        )
     return resolved
 
 
 def _check_precision(precision: Precision, device: torch.device) -> None:
     if precision == "bf16" and device.type != "cuda":
-        raise ConfigError("bf16 is for CUDA devices", where="sam precision", got=str(device), fix="use fp32")
+        raise ConfigError(
+            "bf16 is for CUDA devices",
+            where="sam.precision",
+            expected="a CUDA device, or fp32",
+            got=str(device),
+            fix="set sam.precision=fp32 (--cfg-options)",
+        )
 
 
 def build_model(config: str | Path) -> Any:
@@ -372,9 +385,11 @@ def _locate(name_or_path: str, config: str | None) -> tuple[Path, Path, str | No
     if not path.is_file():
         raise ConfigError(
             "unknown SAM",
-            where="sam name",
+            where="sam.name",
             expected=f"{SCENES_NANO}, {', '.join(HUB_CHECKPOINTS)}, or the path of a checkpoint",
             got=name_or_path,
+            fix="correct sam.name in the configuration, or give --cfg-options sam.name=NAME; of a path see whether the "
+            "file is there",
         )
     if config is not None:
         return path, _architecture(config), None
@@ -384,7 +399,7 @@ def _locate(name_or_path: str, config: str | None) -> tuple[Path, Path, str | No
             "a local checkpoint needs its architecture",
             where=path,
             expected="a YAML file or one of the SAM names",
-            fix=f"add a config, for instance {next(iter(HUB_CHECKPOINTS))}",
+            fix=f"name it by sam.config, for instance --cfg-options sam.config={next(iter(HUB_CHECKPOINTS))}",
         )
     return path, _architecture(published), HUB_CHECKPOINTS[published].sha256
 

@@ -1,5 +1,6 @@
 """The command as a whole: first run, second run, killed run, bad input; on FakeSam, and once on a real SAM 2."""
 
+import json
 import re
 import signal
 import subprocess
@@ -20,6 +21,7 @@ from pipeline.errors import (
     ConfigError,
     EnvironmentProblemError,
     InputError,
+    PipelineError,
     StoreMismatchError,
     TooManyQuarantinedError,
 )
@@ -308,6 +310,52 @@ def test_bad_images_within_the_share_are_rows_with_a_reason_and_can_be_tried_aga
 def test_no_images_file_is_said_plainly(settings):
     with pytest.raises(InputError, match="images not found"):
         precompute(replace(settings, images="/nowhere/instances.json"), make_backend=fake_sam)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("images", "demo/scenes/annotations/train.json", "s4m-pipeline demo"),
+        ("images", "/nowhere/instances.json", "the head of the configuration"),
+        ("split", "demo/scenes/split.json", "s4m-pipeline demo"),
+        ("split", "/nowhere/split/split.json", "--image-root pictures --percent P --out /nowhere/split)"),
+    ],
+)
+@pytest.mark.parametrize("dry_run", [False, True])
+def test_a_missing_input_is_told_with_what_makes_it(settings, tmp_path, monkeypatch, name, value, words, dry_run):
+    monkeypatch.chdir(tmp_path)
+    wrong = replace(settings, **{"image_root": "pictures", name: value})
+    with pytest.raises(InputError, match=f"{name} not found") as caught:
+        precompute(wrong, make_backend=fake_sam, dry_run=dry_run)
+    assert words in caught.value.fix
+
+
+@pytest.mark.parametrize(
+    ("option", "code", "words"),
+    [
+        ("images=EMPTY", 3, "empty data set"),
+        ("images=SURROGATE", 3, "half a character"),
+        ("store=ftp://127.0.0.1:1/x", 6, "ConnectionRefusedError"),
+        ("store=nothing://x", 3, "no file system is known"),
+        ("sam.name=nothing", 3, "correct sam.name"),
+        ("sam.device=tpu", 3, "correct sam.device"),
+    ],
+)
+def test_every_refusal_says_what_to_do_next(tmp_path, option, code, words):
+    whole = write_coco(tmp_path / "data", 2)
+    values = json.loads(whole.read_text())
+    (tmp_path / "data/EMPTY").write_text(json.dumps({**values, "images": [], "annotations": []}))
+    values["images"][0]["file_name"] = "a\ud800.png"
+    (tmp_path / "data/SURROGATE").write_text(json.dumps(values))
+    config = tmp_path / "config.py"
+    config.write_text(f'images = "{whole}"\nstore = "{tmp_path}/store"\nsam = dict(name="scenes-nano")\n')
+    key, _, value = option.partition("=")
+    value = str(tmp_path / "data" / value) if value.isupper() else value
+    with pytest.raises(PipelineError) as caught:
+        run(config, cfg_options=[f"{key}={value}"])
+    assert caught.value.exit_code == code
+    assert words in str(caught.value)
+    assert "next:" in str(caught.value)
 
 
 @pytest.mark.slow

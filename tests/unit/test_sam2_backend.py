@@ -362,7 +362,7 @@ def test_devices(monkeypatch):
     with pytest.raises(EnvironmentProblemError, match="1 CUDA devices"):
         resolve_device("cuda:1")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
-    with pytest.raises(EnvironmentProblemError, match="--device cpu"):
+    with pytest.raises(EnvironmentProblemError, match=r"sam\.device=cpu and sam\.precision=fp32"):
         resolve_device("cuda")
     for name in ("gpu", "mps", "cuda:x", ""):
         with pytest.raises(ConfigError, match="device"):
