@@ -124,6 +124,8 @@ def precompute(
     if any(missing):
         estimated = f" (estimated: {duration(expected)})" if expected is not None else ""
         print(f"time: {duration(time.monotonic() - started)}{estimated}")
+    if coco.broken:
+        print(f"left out: {len(coco.broken)} image files whose header cannot be read, in no store")
     _report(plans, totals, settings)
 
 

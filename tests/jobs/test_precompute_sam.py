@@ -279,6 +279,15 @@ def test_a_plain_folder_has_proposals_but_no_targets(settings, tmp_path):
     assert ProposalStore.open(settings.store).image_ids() == [1, 2, 3]
 
 
+def test_broken_files_of_a_folder_are_counted_and_keep_their_number(settings, tmp_path, capsys):
+    write_images(tmp_path / "plain", 3)
+    (tmp_path / "plain/00.png").write_bytes(b"<html>")
+    folder = replace(settings, images=str(tmp_path / "plain"), targets=("proposals",), max_broken_share=0.5)
+    precompute(folder, make_backend=fake_sam)
+    assert ProposalStore.open(settings.store).image_ids() == [2, 3]
+    assert "left out: 1 image files" in capsys.readouterr().out
+
+
 def test_missing_images_are_found_before_anything_is_written(settings, tmp_path):
     for name in ("00.png", "03.png"):
         (tmp_path / "data" / name).unlink()
