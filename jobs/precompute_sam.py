@@ -33,6 +33,12 @@ from pipeline.stores.shards import ShardTask, Work
 from pipeline.stores.writer import StoreCounts, StoreWriter, remove_part
 
 RESOLVED_CONFIG = "precompute_sam.py"
+KEYS_OF_TRAININGS = {
+    "annotations": "images=FILE, whose images all get proposals; split=FILE says which are labelled",
+    "split_file": "split=FILE",
+    "percent": "split=DIR/split.json, a split of that percentage (s4m-pipeline split)",
+}
+"""What the configurations of teachers and students call otherwise."""
 
 
 def run(
@@ -65,7 +71,7 @@ def run(
     """
     if gpu is not None and not dry_run:
         raise ConfigError("a GPU is named for an estimate only", where="--gpu", got=gpu, fix="add --dry-run")
-    config = load_config(config_path, cfg_options, also_known=known_keys())
+    config = load_config(config_path, cfg_options, also_known=known_keys(), elsewhere=KEYS_OF_TRAININGS)
     if work_dir is not None:
         config.store = str(work_dir)
     settings = load_settings(config.to_dict(), where=config_path)

@@ -1,7 +1,9 @@
 """The command as a whole: first run, second run, killed run, bad input; on FakeSam, and once on a real SAM 2."""
 
+import ast
 import json
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -11,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from jobs import cli
 from jobs.cluster.ray_runner import WorkerSettings
 from jobs.precompute import plan as precompute_plan
 from jobs.precompute.cost_model import Row, StageSeconds, load_table
@@ -365,6 +368,28 @@ def test_every_refusal_says_what_to_do_next(tmp_path, option, code, words):
     assert caught.value.exit_code == code
     assert words in str(caught.value)
     assert "next:" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("option", "words"), [("annotations=a.json", "images=FILE"), ("percent=5", "split=DIR/split.json")]
+)
+def test_keys_of_trainings_are_told_what_they_are_called_here(option, words):
+    with pytest.raises(ConfigError, match="does not exist") as caught:
+        run(ROOT / "configs/sam/coco.py", cfg_options=[option], dry_run=True)
+    assert words in caught.value.got
+
+
+def test_the_commands_that_the_nuclei_config_says_run(tmp_path, monkeypatch):
+    write_coco(tmp_path / "IMAGES", 4).rename(tmp_path / "train.json")
+    text = ast.get_docstring(ast.parse((ROOT / "configs/sam/nuclei.py").read_text())).replace("\\\n", " ")
+    text = text.replace("DIR", str(tmp_path)).replace("IMAGES", str(tmp_path / "IMAGES"))
+    commands = [shlex.split(line) for line in text.splitlines() if "s4m-pipeline" in line]
+    assert [words[1] for words in commands] == ["split", "precompute-sam"]
+    monkeypatch.chdir(ROOT)
+    for words in commands:
+        with pytest.raises(SystemExit) as caught:
+            cli.main([*words[1:], *(["--dry-run"] if words[1] == "precompute-sam" else [])])
+        assert caught.value.code in (0, None)
 
 
 @pytest.mark.slow
