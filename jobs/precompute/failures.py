@@ -8,17 +8,22 @@ import torch
 from pipeline.errors import EnvironmentProblemError, PipelineError
 
 _DEVICE = re.compile(r"CUDA error|CUDA driver error|CUDNN|CUBLAS_STATUS|CUSOLVER_STATUS|CUSPARSE_STATUS|CUFFT_", re.I)
+_NUMBER = re.compile(r"\d+(\.\d+)?")
 MOST_ALIKE = 10
 """Images one after the other that may fail for one reason."""
 
 
 @dataclass
 class FailureStreak:
-    """Images one after the other, without one that was done between them, that failed for one and the same reason."""
+    """Images one after the other, without one that was done between them, that failed for one and the same reason.
+
+    Numbers in a reason do not count: a lack of memory says each time how much is missing.
+    """
 
     most: int = MOST_ALIKE
     """So many are the machine's fault."""
-    reason: str = ""
+    kind: str = ""
+    """The reason, less its numbers."""
     count: int = 0
 
     def add(self, reason: str) -> None:
@@ -27,8 +32,9 @@ class FailureStreak:
         Raises:
             EnvironmentProblemError: It is one too many.
         """
-        self.count = self.count + 1 if reason == self.reason else 1
-        self.reason = reason
+        kind = _NUMBER.sub("N", reason)
+        self.count = self.count + 1 if kind == self.kind else 1
+        self.kind = kind
         if self.count >= self.most:
             raise EnvironmentProblemError(
                 f"{self.count} images one after the other failed for one reason",
@@ -41,7 +47,7 @@ class FailureStreak:
 
     def end(self) -> None:
         """An image was done."""
-        self.reason, self.count = "", 0
+        self.kind, self.count = "", 0
 
 
 def refuse_device_failure(error: Exception) -> None:

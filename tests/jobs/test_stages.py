@@ -202,11 +202,22 @@ def test_a_lack_of_memory_is_the_images(settings, make_job):
     assert [o.status for o in report.outcomes] == ["ok", "quarantined", "ok", "ok"]
 
 
+class Failing(Moody):
+    """Each failure has a text of its own, made of the number of the call."""
+
+    def __init__(self, failures, text):
+        super().__init__(failures, None)
+        self.text = text
+
+    def embed(self, images):
+        self.error = RuntimeError(self.text(self.calls + 1))
+        return super().embed(images)
+
+
 def test_many_images_in_a_row_that_fail_alike_end_the_run(settings, make_job):
     """Also where they are of several shards; a read error between them says nothing of the machine."""
-    stage = ProposalStage(
-        replace(settings, retries=0, max_alike_failures=5), lambda _: Moody(range(2, 99), RuntimeError("no kernel"))
-    )
+    sam = Failing(range(2, 99), lambda call: f"no kernel, {call}.5 GiB")
+    stage = ProposalStage(replace(settings, retries=0, max_alike_failures=5), lambda _: sam)
     job = make_job("proposals")
     report = stage(job)
     assert [o.status for o in report.outcomes] == ["ok", "quarantined", "quarantined", "quarantined"]
@@ -219,16 +230,11 @@ def test_many_images_in_a_row_that_fail_alike_end_the_run(settings, make_job):
 
 @pytest.mark.parametrize(
     ("failing", "reason"),
-    [({1, 2, 3, 5, 6, 7}, lambda _: "alike"), (range(1, 9), lambda call: f"number {call}")],
+    [({1, 2, 3, 5, 6, 7}, lambda _: "alike"), (range(1, 9), lambda call: f"the {'abcdefgh'[call - 1]}")],
     ids=["one that is done between them", "other reasons"],
 )
 def test_failures_that_are_not_in_a_row_or_not_alike_end_nothing(settings, make_job, failing, reason):
-    class Failing(Moody):
-        def embed(self, images):
-            self.error = RuntimeError(reason(self.calls + 1))
-            return super().embed(images)
-
-    sam = Failing(failing, None)
+    sam = Failing(failing, reason)
     stage = ProposalStage(replace(settings, retries=0, max_alike_failures=4), lambda _: sam)
     job = make_job("proposals")
     reports = [stage(job), stage(job)]
