@@ -58,7 +58,7 @@ def _once(seed: int) -> Peak:
     for side in (_SMALL, _LARGE):
         masks = len(segment_everything(backend, np.kron(blocks, np.ones((side, side, 1), np.uint8)), _SETTINGS))
         peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
-    return Peak(*peaks, masks)
+    return Peak(peaks[0], peaks[1], masks)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -1,7 +1,7 @@
 """``StoreWriter``: open a store for writing, refuse one that does not fit, say what is missing."""
 
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -42,6 +42,8 @@ from pipeline.stores.shards import (
 )
 
 _MANIFEST_WAIT_SECONDS = 2 * LEASE_SECONDS
+_NAMES = {"similarity": "similarity targets", "pseudo_labels": "pseudo-labels"}
+"""Of kinds, in messages."""
 
 
 @dataclass(frozen=True)
@@ -326,8 +328,12 @@ def _refuse_other_parts(
             in_the_way.append(stored.identity)
             differences += [difference for difference in found if difference not in differences]
     if differences:
-        what = f"the {' and '.join(sorted(identity.kind for identity in in_the_way))} of the store were"
+        what = f"the {_told(identity.kind for identity in in_the_way)} of the store were"
         raise mismatch(files, differences, fix_new=_way_out(in_the_way, part.identity), what=what)
+
+
+def _told(kinds: Iterable[str]) -> str:
+    return " and ".join(_NAMES.get(kind, kind) for kind in sorted(kinds))
 
 
 def _way_out(in_the_way: Sequence[StoreIdentity], own: StoreIdentity) -> str:
@@ -339,7 +345,7 @@ def _way_out(in_the_way: Sequence[StoreIdentity], own: StoreIdentity) -> str:
         return "give this run another store path, or --overwrite to make it anew"
     kinds = sorted({own.kind, *(identity.kind for identity in others)})
     anew = f'--overwrite --cfg-options "targets=[{",".join(kinds)}]"'
-    return f"give this run another store path, or make only {' and '.join(kinds)} anew: {anew}"
+    return f"give this run another store path, or make only the {_told(kinds)} anew: {anew}"
 
 
 def _part_differences(stored: StorePart, wanted: StorePart) -> list[tuple[str, object, object]]:

@@ -128,11 +128,11 @@ def test_a_refusal_names_the_kind_and_advises_to_make_no_other_kind_anew(tmp_pat
     """A changed split makes other targets; the library, hours of work, is still right."""
     fill(tmp_path)
     fill(tmp_path, "similarity")
-    with pytest.raises(StoreMismatchError, match=r"^the similarity of the store were") as caught:
+    with pytest.raises(StoreMismatchError, match=r"^the similarity targets of the store were") as caught:
         open_writer(tmp_path, "similarity", images=IMAGES[:3])
     assert '--overwrite --cfg-options "targets=[similarity]"' in caught.value.fix
     other = make_identity("similarity", sam_sha256="b" * 64)
-    with pytest.raises(StoreMismatchError, match=r"^the proposals and similarity of the store were") as caught:
+    with pytest.raises(StoreMismatchError, match=r"^the proposals and similarity targets of the store were") as caught:
         open_writer(tmp_path, "similarity", identity=other)
     assert '"targets=[proposals,similarity]"' in caught.value.fix
     assert caught.value.got.count("sam_sha256") == 1
