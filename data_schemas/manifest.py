@@ -23,6 +23,8 @@ SCHEMA_VERSIONS: dict[str, int] = {
     "similarity": SIMILARITY_VERSION,
     "pseudo_labels": PSEUDO_LABEL_VERSION,
 }
+IMPORTED = "import:"
+"""How ``sam_name`` begins where masks were made elsewhere."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,13 @@ class StoreIdentity:
     sam_sha256: str
     settings: Mapping[str, object] = field(default_factory=dict)
     """Generator or target settings; plain JSON values."""
+
+    @property
+    def command(self) -> str:
+        """That makes such an artefact and goes on with it: what a message tells to run."""
+        if self.kind == "pseudo_labels":
+            return "pseudo-label"
+        return "import-proposals" if self.sam_name.startswith(IMPORTED) else "precompute-sam"
 
     def to_json(self) -> dict[str, Any]:
         """As plain JSON values (tuples become lists); raises TypeError or ValueError where that cannot be."""

@@ -57,6 +57,7 @@ def precompute_sam(
     dry_run: opt.DryRun = False,
     limit: opt.Limit = None,
     ray_address: opt.RayAddress = "local",
+    gpu: opt.Gpu = None,
 ) -> None:
     """Compute SAM's proposals and similarity targets for a data set into a store.
 
@@ -368,7 +369,7 @@ def export(
 def doctor(
     store: Annotated[str | None, typer.Argument(metavar="[STORE]", help="Also verify every file of it.")] = None,
     repair: Annotated[
-        bool, typer.Option("--repair", help="Forget damaged shards; precompute-sam redoes them.")
+        bool, typer.Option("--repair", help="Forget damaged shards; the command that made the store redoes them.")
     ] = False,
 ) -> None:
     """What is installed, which device, which weights, what Ray would get; and whether a store is sound."""

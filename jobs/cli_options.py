@@ -1,5 +1,6 @@
 """The options that several commands share, as annotated types; nothing heavy is imported here."""
 
+import json
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -12,6 +13,15 @@ def _show_version(wanted: bool) -> None:
 
         print(version("s4m-pipeline"))
         raise typer.Exit
+
+
+def _measured() -> str:
+    """What estimates there are, as ``jobs/precompute/cost_model.py`` says it, which is too heavy for a help text."""
+    try:
+        rows = json.loads((Path(__file__).parent / "precompute" / "stage_times.json").read_bytes())
+        return ", ".join(f"{row['sam']} on {row['device']} in {row['precision']}" for row in rows)
+    except (OSError, ValueError, TypeError, KeyError):
+        return "nothing that can be read"
 
 
 Version = Annotated[
@@ -43,6 +53,14 @@ WorkDir = Annotated[Path | None, typer.Option(help="Where to write; without it t
 Resume = Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Remove what an earlier run wrote, and start again.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done and what it takes; write nothing.")]
+Gpu = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="With --dry-run, which needs neither GPU nor checkpoint: estimate for this kind of GPU, its name or a "
+        f"part of it. Measured so far: {_measured()}.",
+    ),
+]
 Limit = Annotated[int | None, typer.Option(min=1, help="Only N images, for a trial.")]
 Workers = Annotated[
     int,

@@ -12,6 +12,7 @@ import pprint
 from collections.abc import Collection, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from mmengine.config import Config, DictAction
@@ -19,6 +20,7 @@ from mmengine.config import Config, DictAction
 from pipeline.errors import ConfigError
 
 _WIDTH = 118
+NOTHING: Mapping[str, str] = MappingProxyType({})
 
 
 class PlainConfig(Config):  # type: ignore[misc]
@@ -51,7 +53,13 @@ def as_text(config: Config) -> str:
     return "".join(f"{name} = {value!r}\n" for name, value in config.to_dict().items())
 
 
-def load_config(path: Path, cfg_options: Sequence[str] = (), *, also_known: Collection[str] = ()) -> Config:
+def load_config(
+    path: Path,
+    cfg_options: Sequence[str] = (),
+    *,
+    also_known: Collection[str] = (),
+    elsewhere: Mapping[str, str] = NOTHING,
+) -> Config:
     """Read a configuration and apply what the command line overrides.
 
     Args:
@@ -59,6 +67,7 @@ def load_config(path: Path, cfg_options: Sequence[str] = (), *, also_known: Coll
         cfg_options: ``key=value`` in mmengine's grammar, as in ``optim_wrapper.optimizer.lr=1e-4`` or
             ``model.sizes=[1,2]``; a number steps into a list.
         also_known: Dotted keys that may be set although the file does not have them; their parents are made.
+        elsewhere: Keys that configurations of other commands have -> what to set here instead.
 
     Returns:
         The configuration, overrides applied.
@@ -70,7 +79,7 @@ def load_config(path: Path, cfg_options: Sequence[str] = (), *, also_known: Coll
     config = _read(Path(path))
     options = parse_options(cfg_options)
     tree = config._cfg_dict
-    refuse_unknown(options, tree, also_known=also_known, where=f"--cfg-options, {path}")
+    refuse_unknown(options, tree, also_known=also_known, elsewhere=elsewhere, where=f"--cfg-options, {path}")
     _refuse_replaced_sections(options, tree, where=f"--cfg-options, {path}")
     for key, value in options.items():
         _assign(tree, key.split("."), value)
@@ -121,15 +130,24 @@ def parse_options(cfg_options: Sequence[str]) -> dict[str, Any]:
 
 
 def refuse_unknown(
-    options: Mapping[str, Any], tree: Mapping[str, Any], *, also_known: Collection[str] = (), where: str
+    options: Mapping[str, Any],
+    tree: Mapping[str, Any],
+    *,
+    also_known: Collection[str] = (),
+    elsewhere: Mapping[str, str] = NOTHING,
+    where: str,
 ) -> None:
     """Check that every dotted key leads to something, and report all that do not, each with the nearest one.
+
+    Where ``elsewhere`` has a key, its text takes the place of the nearest one.
 
     Raises:
         ConfigError: At least one key is unknown.
     """
     wrong = [
-        f"{key}{nearest(key, [*dotted_keys(tree), *also_known])}"
+        f"{key} (here: {elsewhere[key]})"
+        if key in elsewhere
+        else f"{key}{nearest(key, [*dotted_keys(tree), *also_known])}"
         for key in options
         if not (key in also_known or _leads_somewhere(tree, key.split(".")))
     ]

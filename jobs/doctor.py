@@ -49,7 +49,7 @@ def run(store: str | None = None, *, repair: bool = False, assets: Path = ASSETS
 
     Args:
         store: A store of which every file is to be checked.
-        repair: Make the store forget its damaged shards, so that ``precompute-sam`` makes them again.
+        repair: Make the store forget its damaged shards, so that the command that made it makes them again.
         assets: Where the embedded weights lie.
 
     Raises:
@@ -150,18 +150,46 @@ def _check_store(store: str, *, repair: bool) -> None:
     from pipeline.stores.verify import drop_damaged, verify
 
     damages = verify(store)
-    if not damages:
-        print(f"ok    store {store}: every file is as it was written")
-        return
     lines = [f"{damage.file}: {damage.kind}: expected {damage.expected}, got {damage.got}" for damage in damages]
-    if repair:
-        removed = drop_damaged(store, damages)
-        print("\n".join([*lines, f"note  store {store}: {len(removed)} files removed; run precompute-sam again"]))
-        return
-    raise StoreDamagedError(
-        f"{len(damages)} files of the store are damaged",
-        where=store,
-        expected="every file as it was written",
-        got="".join(f"\n    - {line}" for line in lines),
-        fix=f"s4m-pipeline doctor {store} --repair, then run precompute-sam again: only these shards are made anew",
-    )
+    if damages and not repair:
+        raise StoreDamagedError(
+            f"{len(damages)} files of the store are damaged",
+            where=store,
+            expected="every file as it was written",
+            got="".join(f"\n    - {line}" for line in lines),
+            fix=f"s4m-pipeline doctor {store} --repair, then the same {_makers(store)} again: only these shards are "
+            "made anew",
+        )
+    if damages:
+        makers, removed = _makers(store), drop_damaged(store, damages)
+        lines.append(f"note  store {store}: {len(removed)} files removed; run the same {makers} again")
+        print("\n".join(lines))
+    else:
+        print(f"ok    store {store}: every file is as it was written")
+    for finding in _progress(store):
+        print(f"{finding.level:5} {finding.text}")
+
+
+def _makers(store: str) -> str:
+    """Which commands made a store."""
+    from pipeline.stores.verify import progress
+
+    try:
+        commands = sorted({f"s4m-pipeline {part.identity.command}" for part in progress(store)})
+    except StoreDamagedError:
+        commands = []
+    return " and ".join(commands) or "command that made it"
+
+
+def _progress(store: str) -> Iterator[Finding]:
+    from pipeline.stores.verify import progress
+
+    for part in progress(store):
+        counts, is_done = part.counts, part.shards_done == part.shards
+        text = (
+            f"{part.identity.kind}: {part.shards_done} of {part.shards} shards, "
+            f"{counts.images_ok} of {counts.images_planned} images, {counts.images_quarantined} set aside"
+        )
+        if not is_done:
+            text += f"; not finished: run the same s4m-pipeline {part.identity.command} again, it does what is missing"
+        yield Finding("ok" if is_done else "note", text)

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from data_schemas.manifest import SCHEMA_VERSIONS, ImageKey, StoreIdentity
+from data_schemas.manifest import IMPORTED, SCHEMA_VERSIONS, ImageKey, StoreIdentity
 from jobs.exchange.sources import Source, open_source
 from jobs.progress import Progress
 from jobs.store_checks import image_keys
@@ -39,7 +39,9 @@ def run(source: Path, store: str, *, images: Path, image_root: Path | None = Non
     keys = image_keys(coco.images)
     masks = open_source(source, keys)
     identity = identity_of(masks, coco)
-    if not overwrite and not preview(store, identity, keys, images_per_shard=IMAGES_PER_SHARD).tasks:
+    # With what stays in the store: a part beside the library may refuse it, which is told before anything is removed.
+    replaced = ["proposals"] if overwrite else []
+    if not preview(store, identity, keys, images_per_shard=IMAGES_PER_SHARD, replaced=replaced).tasks:
         print(f"proposals: all {len(keys)} images are imported\nstore: {store}")
         return
     _check(masks)
@@ -56,7 +58,7 @@ def identity_of(masks: Source, coco: CocoSet) -> StoreIdentity:
         kind="proposals",
         schema_version=SCHEMA_VERSIONS["proposals"],
         dataset_fingerprint=coco.fingerprint,
-        sam_name=f"import:{masks.path.resolve().name}",
+        sam_name=f"{IMPORTED}{masks.path.resolve().name}",
         sam_sha256=masks.sha256(),
         settings={"format": masks.form},
     )

@@ -1,29 +1,44 @@
 """``precompute-sam``: list the missing shards, run the stages, publish, count."""
 
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, closing
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 from mmengine.config import Config
 
-from jobs.cluster.ray_runner import LOCAL, run_sharded
+from jobs.cluster.ray_runner import LOCAL, room_for_a_worker, run_sharded
 from jobs.config_files import laid_out, load_config
 from jobs.precompute.overlap import run_overlapped
-from jobs.precompute.plan import StorePlan, duration, expected_seconds, missing_images, plan_store, print_dry_run
-from jobs.precompute.stages import STAGES, MakeBackend, ShardJob, ShardReport, build_sam
+from jobs.precompute.plan import (
+    StorePlan,
+    duration,
+    expected_seconds,
+    images_of,
+    plan_store,
+    preview_store,
+    print_dry_run,
+)
+from jobs.precompute.stages import STAGES, MakeBackend, ShardJob, ShardReport, build_sam, describe_sam
 from jobs.progress import Progress
-from jobs.settings import PrecomputeSettings, known_keys, load_settings
+from jobs.settings import PrecomputeSettings, SamSettings, known_keys, load_settings
 from pipeline.data.coco import CocoSet, check_image_files, load_images, subset
 from pipeline.data.splits import load_split
-from pipeline.errors import InputError, TooManyQuarantinedError
+from pipeline.errors import ConfigError, InputError, TooManyQuarantinedError
+from pipeline.sam.interface import SamBackend, SamFacts
 from pipeline.stores.files import open_files
-from pipeline.stores.shards import ShardTask
+from pipeline.stores.shards import ShardTask, Work
 from pipeline.stores.writer import StoreCounts, StoreWriter, remove_part
 
 RESOLVED_CONFIG = "precompute_sam.py"
+KEYS_OF_TRAININGS = {
+    "annotations": "images=FILE, whose images all get proposals; split=FILE says which are labelled",
+    "split_file": "split=FILE",
+    "percent": "split=DIR/split.json, a split of that percentage (s4m-pipeline split)",
+}
+"""What the configurations of teachers and students call otherwise."""
 
 
 def run(
@@ -36,6 +51,7 @@ def run(
     dry_run: bool = False,
     limit: int | None = None,
     ray_address: str = LOCAL,
+    gpu: str | None = None,
 ) -> None:
     """Do the command; see ``s4m-pipeline precompute-sam --help``.
 
@@ -48,15 +64,26 @@ def run(
         dry_run: Print what would be done and write nothing.
         limit: Only so many images, the first labelled and the first unlabelled ones.
         ray_address: See ``jobs/cluster/ray_runner.py``.
+        gpu: For a dry run: the kind of GPU that the work will be done on, by its name or a part of it.
 
     Raises:
         PipelineError: Of whatever kind the input, the store or the machine gives reason to.
     """
-    config = load_config(config_path, cfg_options, also_known=known_keys())
+    if gpu is not None and not dry_run:
+        raise ConfigError("a GPU is named for an estimate only", where="--gpu", got=gpu, fix="add --dry-run")
+    config = load_config(config_path, cfg_options, also_known=known_keys(), elsewhere=KEYS_OF_TRAININGS)
     if work_dir is not None:
         config.store = str(work_dir)
     settings = load_settings(config.to_dict(), where=config_path)
-    precompute(settings, config=config, overwrite=overwrite, dry_run=dry_run, limit=limit, ray_address=ray_address)
+    precompute(
+        settings,
+        config=config,
+        overwrite=overwrite,
+        dry_run=dry_run,
+        limit=limit,
+        ray_address=ray_address,
+        gpu=gpu,
+    )
 
 
 def precompute(
@@ -67,6 +94,7 @@ def precompute(
     dry_run: bool = False,
     limit: int | None = None,
     ray_address: str = LOCAL,
+    gpu: str | None = None,
     make_backend: MakeBackend = build_sam,
 ) -> None:
     """The command without its configuration file; ``make_backend`` replaces the SAM, for tests.
@@ -74,31 +102,77 @@ def precompute(
     Raises:
         PipelineError: As :func:`run`.
     """
-    coco, labelled = load_inputs(settings, limit=limit)
     is_local = ray_address == LOCAL
+    if dry_run:
+        # A login node has neither the GPU nor the checkpoint.
+        describe = describe_sam if make_backend is build_sam else make_backend
+        _dry_run(settings, describe, overwrite=overwrite, limit=limit, is_local=is_local, gpu=gpu)
+        return
+    _refuse_missing_inputs(settings)
+    coco, labelled = load_inputs(settings, limit=limit)
     # The driver of a cluster may have no GPU, and needs only the SAM's digest and grid.
     on_driver = replace(settings.sam, device="cpu", precision="fp32", compile=False)
     backend = make_backend(settings.sam if is_local else on_driver)
-    plans = [plan_store(kind, settings, coco, labelled, backend) for kind in settings.targets]
-    if dry_run:
-        print_dry_run(plans, settings, overwrite=overwrite, is_local=is_local)
-        return
-    missing = [missing_images(plan, settings, overwrite=overwrite) for plan in plans]
+    plans, works = _plan(settings, coco, labelled, backend, overwrite=overwrite)
+    missing = [images_of(work) for work in works]
     if any(missing):
         # Before anything is written or removed: a wrong image_root is found in seconds and leaves things as they are.
         check_image_files(coco, max_broken_share=settings.max_broken_share)
-    if overwrite:
-        for plan in plans:
-            remove_part(settings.store, plan.kind)
     for_stages = (lambda _: backend) if is_local else make_backend
     expected, started = expected_seconds(plans, missing, settings, is_local=is_local), time.monotonic()
-    totals = [_fill(plan, settings, coco, for_stages, ray_address) for plan in plans]
+    # A cluster that is not there is found before anything is removed.
+    with room_for_a_worker(ray_address, settings.workers) if any(missing) else nullcontext():
+        if overwrite:
+            remove_part(settings.store, *(plan.kind for plan in plans))
+        totals = [_fill(plan, settings, coco, for_stages, ray_address) for plan in plans]
     if config is not None:
         open_files(settings.store).write(RESOLVED_CONFIG, laid_out(config).encode())
     if any(missing):
         estimated = f" (estimated: {duration(expected)})" if expected is not None else ""
         print(f"time: {duration(time.monotonic() - started)}{estimated}")
+    if coco.broken:
+        print(f"left out: {len(coco.broken)} image files whose header cannot be read, in no store")
     _report(plans, totals, settings)
+
+
+def _refuse_missing_inputs(settings: PrecomputeSettings) -> None:
+    """Say how a file that is not there is made; what is wrong inside of one, its reader says."""
+    images, split = Path(settings.images), Path(settings.split) if settings.split else None
+    missing = [("images", images)] if not images.exists() else []
+    missing += [("split", split)] if split is not None and not split.exists() else []
+    for key, path in missing:
+        if path.parts[:1] == ("demo",):
+            fix = "the demo writes it: run s4m-pipeline demo (or make demo) first, or correct the path"
+        elif key == "split":
+            root = f" --image-root {settings.image_root}" if settings.image_root else ""
+            fix = (
+                f"draw it as the head of the configuration says (s4m-pipeline split {images}{root} --percent P "
+                f"--out {path.parent}), or name another one with --cfg-options split=FILE"
+            )
+        else:
+            fix = f"see the head of the configuration for how the data are prepared, or correct {key}"
+        expected = "a COCO file or a folder" if key == "images" else "a file of s4m-pipeline split"
+        raise InputError(f"{key} not found", where=path, expected=expected, fix=fix)
+
+
+def _dry_run(
+    settings: PrecomputeSettings,
+    describe: Callable[[SamSettings], SamFacts | SamBackend],
+    *,
+    overwrite: bool = False,
+    limit: int | None = None,
+    is_local: bool = True,
+    gpu: str | None = None,
+) -> None:
+    """Say what :func:`precompute` would do and what it takes; ``describe`` tells of the SAM, which is not used.
+
+    Raises:
+        PipelineError: What the input or the store gives reason to.
+    """
+    _refuse_missing_inputs(settings)
+    coco, labelled = load_inputs(settings, limit=limit)
+    plans, works = _plan(settings, coco, labelled, describe(settings.sam), overwrite=overwrite)
+    print_dry_run(plans, works, settings, overwrite=overwrite, is_local=is_local, gpu=gpu)
 
 
 def load_inputs(settings: PrecomputeSettings, *, limit: int | None = None) -> tuple[CocoSet, CocoSet]:
@@ -122,6 +196,16 @@ def load_inputs(settings: PrecomputeSettings, *, limit: int | None = None) -> tu
         half = max((limit + 1) // 2, limit - len(others))
         coco = subset(coco, [*labelled[:half], *others[: limit - len(labelled[:half])]])
     return coco, subset(coco, chosen & set(coco.by_id))
+
+
+def _plan(
+    settings: PrecomputeSettings, coco: CocoSet, labelled: CocoSet, sam: SamBackend | SamFacts, *, overwrite: bool
+) -> tuple[list[StorePlan], list[Work]]:
+    """Each kind of artefact and what is missing of it."""
+    plans = [plan_store(kind, settings, coco, labelled, sam) for kind in settings.targets]
+    # What stays in the store may refuse the new parts: told before anything is removed, and by a dry run too.
+    replaced = [plan.kind for plan in plans] if overwrite else []
+    return plans, [preview_store(plan, settings, replaced) for plan in plans]
 
 
 def _fill(

@@ -6,7 +6,8 @@ shards are there, ``results.json`` (COCO, refined masks) and then ``summary.json
 
 import copy
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any
 from mmengine.config import Config
 
 from data_schemas.manifest import SCHEMA_VERSIONS, ImageKey, StoreIdentity, digest
-from jobs.cluster.ray_runner import LOCAL, run_sharded
+from jobs.cluster.ray_runner import LOCAL, room_for_a_worker, run_sharded
 from jobs.config_files import as_text, write_resolved
 from jobs.labels.answers import NETWORK
 from jobs.labels.instances import Labeller, PseudoLabelStage
@@ -50,6 +51,7 @@ from pipeline.errors import TooManyQuarantinedError
 from pipeline.refine.build import SOURCE_SETTINGS, build_refiner
 from pipeline.sam.sam2_backend import build_backend
 from pipeline.stores.proposal_store import ProposalStore
+from pipeline.stores.shards import Work
 from pipeline.stores.writer import StoreCounts, StoreWriter, preview, remove_part
 
 RESOLVED_CONFIG = "pseudo_label.py"
@@ -106,14 +108,20 @@ def run(
     refiner = refiner_of(config, config_path, cfg_options)
     is_local = ray_address == LOCAL
     plan = make_plan(config, checkpoint, network, folder, refiner=refiner, limit=limit, is_local=is_local)
+    # With what stays in the folder: another part may refuse the labels, which is told before anything is removed.
+    work = _preview(plan, replaced=[KIND] if overwrite else [])
     if dry_run:
-        _print_dry_run(plan, overwrite=overwrite)
+        _print_dry_run(plan, work, overwrite=overwrite)
         return
-    if overwrite:
-        remove_part(folder, KIND)
-        for name in (SUMMARY, RESULTS, NETWORK):
-            (folder / name).unlink(missing_ok=True)
-    counts = label_images(plan, config, ray_address=ray_address)
+    if work.tasks:
+        # Before anything is written or removed: a wrong image folder is found in seconds and leaves things as they are.
+        check_image_files(plan.source.coco, max_broken_share=plan.settings.max_broken_share)
+    with room_for_a_worker(ray_address, plan.settings.workers) if work.tasks else nullcontext():
+        if overwrite:
+            remove_part(folder, KIND)
+            for name in (SUMMARY, RESULTS, NETWORK):
+                (folder / name).unlink(missing_ok=True)
+        counts = label_images(plan, config, ray_address=ray_address)
     _refuse_many_broken(counts, plan)
 
 
@@ -229,9 +237,6 @@ def label_images(plan: Plan, config: Config, *, ray_address: str = LOCAL) -> Sto
         PipelineError: As :func:`run`.
     """
     started, folder, settings = time.monotonic(), plan.folder, plan.settings
-    if _preview(plan).tasks:
-        # Before anything is written: a wrong image folder is found in seconds and leaves no run of failures.
-        check_image_files(plan.source.coco, max_broken_share=settings.max_broken_share)
     with StoreWriter.create_or_open(
         folder, plan.identity, plan.images, images_per_shard=settings.images_per_shard
     ) as writer:
@@ -274,18 +279,14 @@ def _run(jobs: Sequence[ShardJob], plan: Plan, ray_address: str) -> None:
             progress.advance(0 if ray_address == LOCAL else len(report.outcomes), note=note)
 
 
-def _preview(plan: Plan) -> Any:
-    return preview(plan.folder, plan.identity, plan.images, images_per_shard=plan.settings.images_per_shard)
-
-
-def _print_dry_run(plan: Plan, *, overwrite: bool) -> None:
+def _preview(plan: Plan, *, replaced: Collection[str] = ()) -> Work:
     size = plan.settings.images_per_shard
-    if overwrite:
-        shards, images, summary = -(-len(plan.images) // size), len(plan.images), "all anew"
-    else:
-        work = _preview(plan)
-        shards, summary = len(work.tasks), work.summary()
-        images = sum(len(task.plan.images) for task in work.tasks)
+    return preview(plan.folder, plan.identity, plan.images, images_per_shard=size, replaced=replaced)
+
+
+def _print_dry_run(plan: Plan, work: Work, *, overwrite: bool) -> None:
+    shards, summary = len(work.tasks), "all anew" if overwrite else work.summary()
+    images = sum(len(task.plan.images) for task in work.tasks)
     print(f"{KIND}: {shards} shards to label ({summary}), {images} images, refiner {plan.labeller.refiner['name']}")
     print(f"run directory: {plan.folder}")
     print("dry run: nothing was written")

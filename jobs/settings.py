@@ -9,6 +9,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 from data_schemas.similarity import Features
 from jobs.cluster.ray_runner import WorkerSettings
 from jobs.config_files import nearest
+from jobs.precompute.failures import MOST_ALIKE
 from pipeline.errors import ConfigError
 from pipeline.sam.generator_settings import GeneratorSettings
 
@@ -83,6 +84,8 @@ class PrecomputeSettings:
     """Share of images that may be set aside before the command fails."""
     retries: int = 2
     """Further tries for an image that fails for a reason other than itself."""
+    max_alike_failures: int = MOST_ALIKE
+    """So many images in a row that fail for one reason other than themselves end the run."""
     retry_quarantined: bool = False
     """Try images again that an earlier run set aside."""
     workers: WorkerSettings = field(default_factory=WorkerSettings)
@@ -98,6 +101,7 @@ class PrecomputeSettings:
                 f"images_per_batch = {self.images_per_batch}, expected 1 or more": self.images_per_batch >= 1,
                 f"max_broken_share = {self.max_broken_share}, expected 0 to 1": 0 <= self.max_broken_share <= 1,
                 f"retries = {self.retries}, expected 0 or more": self.retries >= 0,
+                f"max_alike_failures = {self.max_alike_failures}, expected 1 or more": self.max_alike_failures >= 1,
             }.items()
             if not fits
         ]

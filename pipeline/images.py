@@ -94,7 +94,8 @@ def resolve_inside(root: str | Path, file_name: str) -> Path:
         Absolute path; it need not exist.
 
     Raises:
-        InputError: empty, absolute (POSIX or Windows), with ``..`` or NUL, or leading out through a link.
+        InputError: empty, absolute (POSIX or Windows), with ``..``, NUL or a lone surrogate, or leading out through a
+            link.
     """
     reason = _unsafe_reason(file_name)
     if reason is None:
@@ -117,6 +118,8 @@ def _unsafe_reason(file_name: str) -> str | None:
         return "it is empty"
     if "\0" in file_name:
         return "it holds a NUL character"
+    if any("\ud800" <= character <= "\udfff" for character in file_name):
+        return "it holds half a character (a surrogate), which cannot be written down as UTF-8"
     if os.path.isabs(file_name) or PureWindowsPath(file_name).is_absolute():
         return "it is an absolute path"
     if ".." in file_name.replace("\\", "/").split("/"):

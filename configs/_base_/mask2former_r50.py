@@ -1,8 +1,8 @@
 """Mask2Former R50, written out in full: the network of the S4M paper (100 queries, 9 decoder layers, 256 channels).
 
-``num_classes`` is the data set's; batch norm is frozen as in the COCO runs (Cityscapes trains SyncBN:
-``--cfg-options model.backbone.norm_cfg.type=SyncBN --cfg-options model.backbone.norm_cfg.requires_grad=True
---cfg-options model.backbone.norm_eval=False``).
+``num_classes`` is the data set's (``--cfg-options num_classes=N``); batch norm is frozen as in the COCO runs
+(Cityscapes trains SyncBN: ``--cfg-options model.backbone.norm_cfg.type=SyncBN --cfg-options
+model.backbone.norm_cfg.requires_grad=True --cfg-options model.backbone.norm_eval=False``).
 """
 
 from mmdet.models.backbones.resnet import ResNet
@@ -17,6 +17,7 @@ from mmdet.models.task_modules.samplers.mask_pseudo_sampler import MaskPseudoSam
 from pipeline.models.mask2former import DistilledMask2Former, Float32PixelDecoder, WeightedMask2FormerHead
 
 num_classes = 80
+"""Of the data set; the head, the fusion head and the class weights follow."""
 channels = 256
 backbone_checkpoint = "torchvision://resnet50"
 """ImageNet weights; a local file works too."""
@@ -53,7 +54,7 @@ model = dict(
         strides=[4, 8, 16, 32],
         feat_channels=channels,
         out_channels=channels,
-        num_things_classes=num_classes,
+        num_things_classes="{num_classes}",
         num_stuff_classes=0,
         num_queries=100,
         num_transformer_feat_level=3,
@@ -89,7 +90,7 @@ model = dict(
             use_sigmoid=False,
             loss_weight=2.0,
             reduction="mean",
-            class_weight=[1.0] * num_classes + [0.1],
+            class_weight=["{num_classes} x 1.0", 0.1],
         ),
         loss_mask=dict(type=CrossEntropyLoss, use_sigmoid=True, reduction="mean", loss_weight=5.0),
         loss_dice=dict(
@@ -97,7 +98,7 @@ model = dict(
         ),
     ),
     panoptic_fusion_head=dict(
-        type=MaskFormerFusionHead, num_things_classes=num_classes, num_stuff_classes=0, loss_panoptic=None
+        type=MaskFormerFusionHead, num_things_classes="{num_classes}", num_stuff_classes=0, loss_panoptic=None
     ),
     train_cfg=dict(
         num_points=12544,

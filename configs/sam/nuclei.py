@@ -3,7 +3,13 @@
 Claim: that the pipeline takes real images (RGBA, many sizes, hundreds of small touching objects); for good masks name
 a real SAM. Cost: about 3 s an image on one core (32 x 32 clicks).
 
-    s4m-pipeline precompute-sam configs/sam/nuclei.py --cfg-options images=DIR/train.json --cfg-options image_root=DIR
+``DIR/train.json`` is a COCO file of the images to train on, in IMAGES; the split says which of them are labelled:
+
+    s4m-pipeline split DIR/train.json --image-root IMAGES --percent 10 --out DIR/split
+    s4m-pipeline precompute-sam configs/sam/nuclei.py --cfg-options images=DIR/train.json \
+        --cfg-options image_root=IMAGES --cfg-options split=DIR/split/split.json
+
+Without these options: DIR is ``data/nuclei``, IMAGES ``data/nuclei/images``.
 """
 
 images = "data/nuclei/train.json"

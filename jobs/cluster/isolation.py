@@ -59,7 +59,8 @@ class IsolatedStage:
             tell: Called here with what the stage tells there.
 
         Raises:
-            EnvironmentProblemError: The child ends before it turns to an image, or while it publishes.
+            EnvironmentProblemError: The child ends before it turns to an image, or while it publishes; or the stage
+                raised it, and its child is ended.
             Exception: What the stage raised.
         """
         deaths: Counter[int] = Counter()
@@ -68,6 +69,8 @@ class IsolatedStage:
             if answer[0] == "done":
                 return answer[1]
             if answer[0] == "error":
+                if isinstance(answer[1], EnvironmentProblemError):
+                    self.close()  # a device that failed is of no use any more to the process that had it
                 raise answer[1]
             self.close()
             if (careful := job.one_at_a_time()) is not None:

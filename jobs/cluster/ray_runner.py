@@ -145,6 +145,25 @@ def connected(address: str, workers: WorkerSettings) -> Iterator[None]:
         ray.shutdown()
 
 
+@contextmanager
+def room_for_a_worker(address: str, workers: WorkerSettings) -> Iterator[None]:
+    """Connect as :func:`connected` for the time of the block, and find at once whether a worker fits.
+
+    Nothing for ``local``. :func:`run_sharded` inside the block uses the same connection.
+
+    Raises:
+        EnvironmentProblemError: No such cluster, or no room for a worker on it.
+    """
+    if address == LOCAL:
+        yield
+        return
+    with connected(address, workers):
+        import ray
+
+        pool_size(ray.cluster_resources(), workers, 1)  # type: ignore[no-untyped-call]
+        yield
+
+
 def _check_answers(address: str) -> None:
     """Fail at once where nobody listens; Ray itself would try for minutes."""
     place = os.environ.get("RAY_ADDRESS", address) if address == "auto" else address

@@ -20,6 +20,7 @@ from jobs.exchange.json_stream import item_at, items
 from pipeline.data.coco_entries import is_id
 from pipeline.data.coco_problems import MAX_TOLD, Problems
 from pipeline.errors import AnnotationError, InputError
+from pipeline.stores.proposal_pages import MAX_ROWS
 
 Told = Callable[[int], None]
 """Is given the bytes that were read since it was last called."""
@@ -53,7 +54,7 @@ class Source(ABC):
 
         Raises:
             AnnotationError: All problems, the first 20 of them told.
-            InputError: Masks of images that are not among ``images``.
+            InputError: Masks of images that are not among ``images``, or more of one image than a library holds.
         """
 
     @abstractmethod
@@ -71,6 +72,19 @@ class Source(ABC):
                 f"{len(self.images)} images of --images",
                 got=f"{told}{' ...' if len(names) > MAX_TOLD else ''} ({len(names)} in all)",
                 fix="give --images the set that these masks were made for",
+            )
+
+    def refuse_too_many(self, counts: Mapping[str, int]) -> None:
+        """Raise InputError where an image, by its name for the user, has more masks than a library holds."""
+        over = {name: count for name, count in counts.items() if count > MAX_ROWS}
+        if over:
+            told = ", ".join(f"{name}: {count}" for name, count in list(over.items())[:MAX_TOLD])
+            raise InputError(
+                "more masks of one image than a library holds",
+                where=self.path,
+                expected=f"at most {MAX_ROWS} of an image",
+                got=f"{told}{' ...' if len(over) > MAX_TOLD else ''} ({len(over)} images in all)",
+                fix="keep the best of these images in the source, then run the same command again",
             )
 
 
@@ -122,6 +136,8 @@ class CocoResults(Source):
                 self._ends.append(item.end)
         problems.raise_if_any()
         self.refuse_unknown(unknown)
+        images, counts = np.unique(np.asarray(self._ids), return_counts=True)
+        self.refuse_too_many({f"image {i}": n for i, n in zip(images.tolist(), counts.tolist(), strict=True)})
         self._order = np.argsort(np.asarray(self._ids), kind="stable")
         self._refuse_repeated(hashes)
 
@@ -183,7 +199,7 @@ class Sa1bFolder(Source):
     def check(self, told: Told) -> None:
         """See the base class."""
         by_name = {image.file_name: image for image in self.images}
-        problems, unknown = Problems(self.path), set[str]()
+        problems, unknown, counts = Problems(self.path), set[str](), dict[str, int]()
         for file in self._files:
             told(file.stat().st_size)
             entry = file.relative_to(self.path).as_posix()
@@ -196,6 +212,7 @@ class Sa1bFolder(Source):
                 self._check_image(image, about)
                 self._file_of[image.image_id] = file
                 found = self._proposals(annotations, image, entry, self.tally)
+                counts[entry] = len(found)
             except AnnotationError as error:
                 problems.add_error(error, str(error.where or entry))
                 if len(problems.found) >= _MOST_PROBLEMS:
@@ -206,6 +223,7 @@ class Sa1bFolder(Source):
                 raise _repeated(self.path, entry, twice)
         problems.raise_if_any()
         self.refuse_unknown(unknown)
+        self.refuse_too_many(counts)
 
     def read(self, image: ImageKey) -> list[Proposal]:
         """See the base class."""

@@ -124,9 +124,20 @@ class Estimate:
     """On disk."""
 
 
-def find_row(sam: str, device: str, precision: str, table: Sequence[Row]) -> Row | None:
-    """The row that was measured with this SAM on this kind of device, if there is one."""
+def find_row(sam: str, device: str, precision: str, table: Sequence[Row], *, gpu: str | None = None) -> Row | None:
+    """The row that was measured with this SAM on this kind of device, if there is one.
+
+    ``gpu``, the name of a GPU or a part of it, stands for ``device`` where the GPU is in another machine.
+    """
+    if gpu is not None:
+        alike = [row for row in table if gpu.lower() in row.device.lower()]
+        return next((row for row in alike if (row.sam, row.precision) == (sam, precision)), None)
     return next((row for row in table if row.key == (sam, device_name(device), precision)), None)
+
+
+def measured_so_far(table: Sequence[Row]) -> str:
+    """What there are rows of, in words."""
+    return ", ".join(f"{row.sam} on {row.device} in {row.precision}" for row in table) or "nothing"
 
 
 def proposals_cost(row: Row, settings: GeneratorSettings, sizes_hw: Sequence[tuple[int, int]]) -> Estimate:

@@ -2,19 +2,29 @@
 
 import math
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from data_schemas.manifest import SCHEMA_VERSIONS, ImageKey, Kind, StoreIdentity
 from data_schemas.similarity import SimilarityLayout
-from jobs.precompute.cost_model import Estimate, Row, device_name, find_row, load_table, proposals_cost, similarity_cost
+from jobs.precompute.cost_model import (
+    Estimate,
+    Row,
+    device_name,
+    find_row,
+    load_table,
+    measured_so_far,
+    proposals_cost,
+    similarity_cost,
+)
 from jobs.settings import PrecomputeSettings
 from jobs.store_checks import image_keys
 from pipeline.data.coco import CocoSet, make_coco
 from pipeline.errors import ConfigError, InputError
 from pipeline.masks.rle import Rle
-from pipeline.sam.interface import SamBackend
+from pipeline.sam.interface import SamBackend, SamFacts
 from pipeline.stores.files import open_files
 from pipeline.stores.shards import Work
 from pipeline.stores.writer import preview
@@ -40,7 +50,7 @@ class StorePlan:
 
 
 def plan_store(
-    kind: str, settings: PrecomputeSettings, coco: CocoSet, labelled: CocoSet, backend: SamBackend
+    kind: str, settings: PrecomputeSettings, coco: CocoSet, labelled: CocoSet, sam: SamBackend | SamFacts
 ) -> StorePlan:
     """One kind of artefact for the images of a data set; ConfigError where it makes no sense."""
     # Proposals do not depend on annotations: correcting one must not make a library useless.
@@ -55,14 +65,14 @@ def plan_store(
     layout = None
     if kind == "similarity":
         points = settings.similarity.num_inside + settings.similarity.num_uniform
-        layout = SimilarityLayout(points, backend.grid_hw, settings.similarity.rows_per_chunk)
+        layout = SimilarityLayout(points, sam.grid_hw, settings.similarity.rows_per_chunk)
     identity = StoreIdentity(
         kind="similarity" if kind == "similarity" else "proposals",
         schema_version=SCHEMA_VERSIONS[kind],
         dataset_fingerprint=chosen.fingerprint,
         # The weights' digest tells files apart; where a file lies must not.
-        sam_name=Path(backend.name).name,
-        sam_sha256=backend.sha256,
+        sam_name=Path(sam.name).name,
+        sam_sha256=sam.sha256,
         settings=settings.identity_settings(kind),
     )
     images = image_keys(chosen.images)
@@ -72,8 +82,8 @@ def plan_store(
     return StorePlan(identity, images, layout, objects)
 
 
-def preview_store(plan: StorePlan, settings: PrecomputeSettings) -> Work:
-    """What is missing; nothing is written."""
+def preview_store(plan: StorePlan, settings: PrecomputeSettings, replaced: Collection[str] = ()) -> Work:
+    """What is missing, once the kinds of ``replaced`` are removed; nothing is written. Errors: see ``preview``."""
     return preview(
         settings.store,
         plan.identity,
@@ -81,34 +91,37 @@ def preview_store(plan: StorePlan, settings: PrecomputeSettings) -> Work:
         images_per_shard=settings.images_per_shard,
         layout=plan.layout,
         retry_quarantined=settings.retry_quarantined,
+        replaced=replaced,
     )
 
 
-def missing_images(plan: StorePlan, settings: PrecomputeSettings, *, overwrite: bool) -> list[ImageKey]:
+def images_of(work: Work) -> list[ImageKey]:
     """Images of the shards that a run would compute."""
-    if overwrite:
-        return list(plan.images)
-    return [image for task in preview_store(plan, settings).tasks for image in task.plan.images]
+    return [image for task in work.tasks for image in task.plan.images]
 
 
-def print_dry_run(plans: Sequence[StorePlan], settings: PrecomputeSettings, *, overwrite: bool, is_local: bool) -> None:
-    """Tell what a run would do and what that takes."""
-    row = _measured(settings)
+def print_dry_run(
+    plans: Sequence[StorePlan],
+    works: Sequence[Work],
+    settings: PrecomputeSettings,
+    *,
+    overwrite: bool,
+    is_local: bool,
+    gpu: str | None = None,
+) -> None:
+    """Tell what a run would do (``works``, one for each plan) and what that takes, on ``gpu`` if it is named."""
+    row = _measured(settings, gpu)
     needed, seconds = 0.0, 0.0
-    for plan in plans:
-        images = missing_images(plan, settings, overwrite=overwrite)
-        if overwrite:
-            shards, summary = -(-len(plan.images) // settings.images_per_shard), "all anew"
-        else:
-            work = preview_store(plan, settings)
-            shards, summary = len(work.tasks), work.summary()
+    for plan, work in zip(plans, works, strict=True):
+        images = images_of(work)
+        shards, summary = len(work.tasks), "all anew" if overwrite else work.summary()
         cost = estimate(plan, images, settings, row)
         needed, seconds = needed + cost.num_bytes, seconds + cost.seconds
         size = _megabytes(cost.num_bytes)
         time = f", about {duration(cost.seconds)} on one worker" if row else ""
         print(f"{plan.kind}: {shards} shards to compute ({summary}), {len(images)} images{time}, about {size}")
     print(f"store: {settings.store}, about {_megabytes(needed)} more{_free_disk(settings.store)}")
-    print(_how_estimated(row, seconds, settings, is_local=is_local))
+    print(_how_estimated(row, seconds, settings, is_local=is_local, gpu=gpu))
     print("dry run: nothing was written")
 
 
@@ -132,10 +145,10 @@ def _workers(settings: PrecomputeSettings, *, is_local: bool) -> int | None:
     return 1 if is_local else settings.workers.count
 
 
-def _measured(settings: PrecomputeSettings) -> Row | None:
+def _measured(settings: PrecomputeSettings, gpu: str | None = None) -> Row | None:
     sam = settings.sam
     try:
-        return find_row(Path(sam.name).name, sam.device, sam.precision, load_table())
+        return find_row(Path(sam.name).name, sam.device, sam.precision, load_table(), gpu=gpu)
     except InputError as error:  # an estimate is not worth stopping for
         print(f"no estimate: {error.what} ({error.where})")
         return None
@@ -151,21 +164,31 @@ def estimate(plan: StorePlan, images: Sequence[ImageKey], settings: PrecomputeSe
     return proposals_cost(row, settings.proposals, sizes)
 
 
-def _how_estimated(row: Row | None, seconds: float, settings: PrecomputeSettings, *, is_local: bool) -> str:
+def _how_estimated(
+    row: Row | None, seconds: float, settings: PrecomputeSettings, *, is_local: bool, gpu: str | None
+) -> str:
     sam = settings.sam
     if row is None:
+        device = gpu or device_name(sam.device)
         return (
-            f"time: nobody measured {Path(sam.name).name} on {device_name(sam.device)} in {sam.precision} here yet; "
-            "python -m jobs.measurements.stage_table CONFIG does, with a dozen images"
+            f"time: nobody measured {Path(sam.name).name} on {device} in {sam.precision} here yet; "
+            "python -m jobs.measurements.stage_table CONFIG does, with a dozen images" + _other_rows()
         )
     count = _workers(settings, is_local=is_local)
     where = "one worker, less with as many as the cluster has room for" if count is None else f"{count} at a time"
     return (
         f"time: about {duration(seconds / (count or 1))} with {where}, "
         f"memory: about {_megabytes(row.peak_memory_bytes)} for each "
-        f"(measured on {row.images} images of {row.megapixels:.2f} megapixels with {row.threads} threads, "
-        f"{row.provenance.get('machine', 'machine unknown')}; images with more objects take longer)"
+        f"(measured on {row.device}, on {row.images} images of {row.megapixels:.2f} megapixels "
+        f"with {row.threads} threads, {row.provenance.get('machine', 'machine unknown')}; "
+        "images with more objects take longer)"
     )
+
+
+def _other_rows() -> str:
+    with suppress(InputError):  # told before
+        return f"\n  measured so far: {measured_so_far(load_table())}; a GPU of another machine is named by --gpu NAME"
+    return ""
 
 
 def _free_disk(store: str) -> str:

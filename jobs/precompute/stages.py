@@ -18,14 +18,17 @@ from numpy.typing import NDArray
 from data_schemas.manifest import ImageKey, ImageOutcome, ShardRecord
 from data_schemas.proposals import Proposal
 from data_schemas.similarity import SimilarityTargets
+from jobs.precompute.failures import FailureStreak, one_line, refuse_device_failure
 from jobs.settings import PrecomputeSettings, SamSettings
 from pipeline.errors import ImageError, InputError, PipelineError
 from pipeline.images import read_image, resolve_inside
 from pipeline.masks import rle
+from pipeline.sam.batches import BatchSize
 from pipeline.sam.decoder_features import sample_target_points, similarity_targets
-from pipeline.sam.interface import ImageEmbedding, SamBackend
-from pipeline.sam.sam2_backend import build_backend
-from pipeline.sam.segment_everything import BatchSize, segment_everything
+from pipeline.sam.interface import ImageEmbedding, SamBackend, SamFacts
+from pipeline.sam.sam2_backend import build_backend, describe_backend
+from pipeline.sam.segment_everything import segment_everything
+from pipeline.stores.proposal_pages import MAX_ROWS
 from pipeline.stores.proposal_store import commit_proposals
 from pipeline.stores.shards import ShardTask
 from pipeline.stores.similarity_store import commit_similarity
@@ -94,6 +97,11 @@ def build_sam(sam: SamSettings) -> SamBackend:
     )
 
 
+def describe_sam(sam: SamSettings) -> SamFacts:
+    """What a plan needs to know of that SAM, without its GPU or a download; see ``describe_backend`` for the errors."""
+    return describe_backend(sam.name, device=sam.device, config=sam.config, sha256=sam.sha256, precision=sam.precision)
+
+
 class ProposalStage:
     """Segments everything in every image of a shard."""
 
@@ -102,6 +110,7 @@ class ProposalStage:
         self.settings = settings
         self.backend = make_backend(settings.sam)
         self.batch = BatchSize(settings.proposals.points_per_batch)
+        self.streak = FailureStreak(settings.max_alike_failures)
 
     def __call__(self, job: ShardJob, tell: Tell = lambda _: None) -> ShardReport:
         """Compute and publish one shard."""
@@ -111,11 +120,14 @@ class ProposalStage:
         """Compute one shard."""
 
         def proposals(_key: ImageKey, image: NDArray[np.uint8], embedding: ImageEmbedding) -> list[Proposal]:
-            return segment_everything(
+            found = segment_everything(
                 self.backend, image, self.settings.proposals, embedding=embedding, batch=self.batch
             )
+            if len(found) > MAX_ROWS:  # here, where it costs this image only; when its shard is written, all of the run
+                raise InputError("more proposals than a library holds; see proposals.max_proposals", got=len(found))
+            return found
 
-        done = compute_embedded(job, self.backend, proposals, self.settings, tell)
+        done = compute_embedded(job, self.backend, proposals, self.settings, tell, self.streak)
         return partial(_publish, commit_proposals, job.task, done)
 
 
@@ -126,6 +138,8 @@ class SimilarityStage:
         """Load the SAM."""
         self.settings = settings
         self.backend = make_backend(settings.sam)
+        self.batch = BatchSize(settings.similarity.prompts_per_batch)
+        self.streak = FailureStreak(settings.max_alike_failures)
 
     def __call__(self, job: ShardJob, tell: Tell = lambda _: None) -> ShardReport:
         """Compute and publish one shard."""
@@ -133,7 +147,7 @@ class SimilarityStage:
 
     def compute(self, job: ShardJob, tell: Tell = lambda _: None) -> Publish:
         """Compute one shard."""
-        done = compute_embedded(job, self.backend, partial(self._targets, job), self.settings, tell)
+        done = compute_embedded(job, self.backend, partial(self._targets, job), self.settings, tell, self.streak)
         return partial(_publish, commit_similarity, job.task, done)
 
     def _targets(
@@ -154,7 +168,7 @@ class SimilarityStage:
             embedding,
             points_xy,
             point_kind,
-            prompts_per_batch=chosen.prompts_per_batch,
+            batch=self.batch,
             features=chosen.features,
         )
 
@@ -176,6 +190,7 @@ def compute_embedded(
     compute: Callable[[ImageKey, NDArray[np.uint8], ImageEmbedding], R],
     settings: PrecomputeSettings,
     tell: Tell,
+    streak: FailureStreak,
 ) -> Computed[R]:
     """As :func:`compute_images`, with SAM's embedding of each image; several are embedded together where set so."""
     ready: dict[int, ImageEmbedding] = {}
@@ -190,7 +205,8 @@ def compute_embedded(
         return compute(key, image, embedding if embedding is not None else backend.embed([image])[0])
 
     batch = settings.images_per_batch if job.read_ahead else 1
-    return compute_images(job, compute_one, retries=settings.retries, tell=tell, batch=batch, prepare=embed)
+    retries = settings.retries
+    return compute_images(job, compute_one, retries=retries, tell=tell, batch=batch, prepare=embed, streak=streak)
 
 
 def compute_images(
@@ -202,6 +218,7 @@ def compute_images(
     stage: str = "sam",
     batch: int = 1,
     prepare: Callable[[Mapping[int, NDArray[np.uint8]]], None] = lambda _: None,
+    streak: FailureStreak | None = None,
 ) -> Computed[R]:
     """Read and compute every image of a shard; one that fails is set aside, the others go on.
 
@@ -213,10 +230,13 @@ def compute_images(
         stage: What is said to have failed where ``compute`` does.
         batch: Images that are read before the first of them is computed.
         prepare: Called with those, by id; where it fails, ``compute`` has to do without.
+        streak: Of the images before these; None: they begin one.
 
     Raises:
-        PipelineError: Trouble that setting an image aside would not mend: no GPU, a damaged store.
+        PipelineError: Trouble that setting an image aside would not mend: no GPU or one that failed, a damaged store,
+            many images in a row that fail for one reason.
     """
+    streak = streak or FailureStreak()
     results: dict[int, R] = {}
     retried: dict[int, int] = {}
     quarantined = [
@@ -232,17 +252,21 @@ def compute_images(
             try:
                 images[key.image_id] = read()
             except InputError as error:
-                quarantined.append(ImageOutcome.quarantined(key.image_id, stage="read", reason=_one_line(error)))
+                quarantined.append(ImageOutcome.quarantined(key.image_id, stage="read", reason=one_line(error)))
         _try(partial(prepare, images), 0)
         for key in [key for key, _ in group if key.image_id in images]:
             if key is not group[0][0]:
                 tell(key.image_id)
             result, failure, tries = _try(partial(compute, key, images.pop(key.image_id)), retries)
             if failure is None:
+                streak.end()
                 results[key.image_id] = result
                 retried |= {key.image_id: tries} if tries else {}
-            else:
-                quarantined.append(ImageOutcome.quarantined(key.image_id, stage=stage, reason=failure, retries=tries))
+                continue
+            if not failure.is_of_image:
+                streak.add(failure.reason)
+            outcome = ImageOutcome.quarantined(key.image_id, stage=stage, reason=failure.reason, retries=tries)
+            quarantined.append(outcome)
     tell(None)
     return Computed(results, quarantined, retried)
 
@@ -275,22 +299,23 @@ def _read(image_root: str, key: ImageKey) -> NDArray[np.uint8]:
     return image
 
 
-def _try(compute: Callable[[], Any], retries: int) -> tuple[Any, str | None, int]:
-    """Result, reason of the failure, and how often it was tried again."""
+@dataclass(frozen=True)
+class _Failure:
+    reason: str
+    is_of_image: bool
+    """The image is wrong, whatever the machine."""
+
+
+def _try(compute: Callable[[], Any], retries: int) -> tuple[Any, _Failure | None, int]:
+    """Result, what failed, and how often it was tried again."""
     for tries in range(retries + 1):
         try:
             return compute(), None, tries
         except InputError as error:
-            return None, _one_line(error), tries
+            return None, _Failure(one_line(error), is_of_image=True), tries
         except PipelineError:
             raise  # no GPU, no disk: nothing that setting an image aside would mend
         except Exception as error:
-            reason = _one_line(error)
-    return None, reason, retries
-
-
-def _one_line(error: Exception) -> str:
-    if isinstance(error, PipelineError):
-        return error.what + (f" ({error.got})" if error.got is not None else "")
-    text = str(error).strip()
-    return f"{type(error).__name__}: {text.splitlines()[0][:200] if text else 'no message'}"
+            refuse_device_failure(error)
+            failure = _Failure(one_line(error), is_of_image=False)
+    return None, failure, retries

@@ -70,6 +70,7 @@ _NUMBERS = {
     "val_interval": _COUNT,
     "checkpoint_interval": _COUNT,
     "log_interval": _COUNT,
+    "num_classes": _COUNT,
     "burn_in": _FROM_ZERO,
     "seed": _FROM_ZERO,
     "learning_rate": _Number(float, "a number above 0", 0, is_open=True),
@@ -77,7 +78,17 @@ _NUMBERS = {
     "max_broken_share": _Number(float, "a share from 0 to 1", 0, 1),
 }
 _READ_BY_CODE = ("init_checkpoint", "init_skip", "teacher_checkpoint", "device", "load_from", "resume", "launcher")
-_WORDS = (*_NUMBERS, *_READ_BY_CODE, "store", "split_file", "data_root", "image_root", "annotations", "val_annotations")
+# Where the file itself computes with num_classes, an override comes too late.
+_WORDS = (
+    *(name for name in _NUMBERS if name != "num_classes"),
+    *_READ_BY_CODE,
+    "store",
+    "split_file",
+    "data_root",
+    "image_root",
+    "annotations",
+    "val_annotations",
+)
 _COPIED = (
     *("labelled_stream", "unlabelled_stream", "train_images", "train_objects", "geometry", "targets", "val_files"),
     *("detector", "segmentor", "data_preprocessor", "attention", "feed_forward"),
@@ -190,20 +201,33 @@ def check_classes(config: Any, taught: CocoSet, *, where: str) -> None:
     Raises:
         ConfigError: other numbers, or a validation set without one of the classes.
     """
-    network = config.model.get("detector") or config.model
-    head = network.get("panoptic_head") or {}
-    wanted, names = head.get("num_things_classes"), [category.name for category in taught.categories]
-    if wanted is not None and int(wanted) != len(names):
+    names = [category.name for category in taught.categories]
+    wanted = {name: count for name, count in _class_counts(config).items() if count != len(names)}
+    if wanted:
         raise ConfigError(
             "the network has another number of classes than the data set",
             where=where,
-            expected=f"{wanted} classes (model: num_things_classes)",
+            expected="; ".join(f"{count} classes (model: {name})" for name, count in wanted.items()),
             got=f"{len(names)}: {names[:20]}",
-            fix="set num_classes in a copy of the configuration's model file, or class_names of the data sets",
+            fix=f"--cfg-options num_classes={len(names)} (where the file computes with it: in a copy of the file), or "
+            "set class_names of the data sets",
         )
     evaluator = config.get("val_evaluator") or {}
     if evaluator.get("annotation_file"):
         load_coco(Path(evaluator["annotation_file"]), Path(evaluator["image_root"]), class_names=names)
+
+
+def _class_counts(config: Any) -> dict[str, int]:
+    """Every place where a Mask2Former is told its number of classes."""
+    network = config.model.get("detector") or config.model
+    head, fusion = network.get("panoptic_head") or {}, network.get("panoptic_fusion_head") or {}
+    weights = (head.get("loss_cls") or {}).get("class_weight")
+    counts = {
+        "panoptic_head.num_things_classes": head.get("num_things_classes"),
+        "panoptic_fusion_head.num_things_classes": fusion.get("num_things_classes"),
+        "panoptic_head.loss_cls.class_weight": None if weights is None else len(weights) - 1,  # the last: no object
+    }
+    return {name: int(count) for name, count in counts.items() if count is not None}
 
 
 def _load(settings: Mapping[str, Any]) -> CocoSet:

@@ -31,6 +31,7 @@ RESOLVED, PROVENANCE, DONE = "resolved_config.py", "provenance.json", "done.json
 STUDENT_PARTS = ("detector", "segmentor")
 """Keys of ``model`` under which a student's config holds its network: of instances, of referring expressions."""
 _PLACEHOLDER = re.compile(r"\{(\w+)\}")
+_NUMBER = re.compile(r"\d+\.\d+")
 _FIGURE = re.compile(r"val/\w+/(.+)")
 """How mmengine logs what a metric measured, after the metric's prefix."""
 _TRAIN_A_TEACHER = "train a teacher (s4m-pipeline train-teacher), then set teacher_checkpoint to its run directory"
@@ -50,10 +51,11 @@ class TrainingRun:
 def expand(config: Any) -> None:
     """Fill ``{name}`` in strings of a config with its top-level settings, in place.
 
-    A string that is nothing but ``{name}`` becomes the setting's value, of any type.
+    A string that is nothing but ``{name}`` becomes the setting's value, of any type. An item ``{name} x 1.0`` of a
+    list becomes as many numbers 1.0 as the setting says.
 
     Raises:
-        ConfigError: a name that is no top-level setting.
+        ConfigError: a name that is no top-level setting, or that is to be a count and is none.
     """
     tree = config._cfg_dict  # raw items: mmengine's own look-up would import every class that is named
     settings = {k: v for k, v in dict.items(tree) if v is None or isinstance(v, str | int | float)}
@@ -62,13 +64,25 @@ def expand(config: Any) -> None:
         if isinstance(value, str):
             return _fill_text(value, settings)
         if isinstance(value, list | tuple):
-            return type(value)(fill(item) for item in value)
+            return type(value)(filled for item in value for filled in _repeated(fill(item)))
         if isinstance(value, dict):
             for key, item in list(dict.items(value)):
                 dict.__setitem__(value, key, fill(item))
         return value
 
     fill(tree)
+
+
+def _repeated(item: Any) -> list[Any]:
+    """An item of a list, its placeholders filled: ``3 x 1.0`` is three of them."""
+    count, times, value = item.partition(" x ") if isinstance(item, str) else ("", "", "")
+    if not (times and _NUMBER.fullmatch(value)):
+        return [item]
+    if not count.isdecimal():
+        raise ConfigError(
+            "a placeholder cannot be filled", where=item, expected="a count, a whole number from 0", got=count
+        )
+    return [float(value)] * int(count)
 
 
 def _fill_text(text: str, settings: Mapping[str, Any], depth: int = 0) -> Any:

@@ -169,7 +169,8 @@ def _checked_set(
     if not root.is_dir():
         raise InputError("image folder not found", where=root, fix="check image_root in the config")
     if not raw["images"]:
-        raise AnnotationError("empty data set", where=file, expected="at least one image", got=0)
+        fix = 'list the images under "images" of this file, or name another one'
+        raise AnnotationError("empty data set", where=file, expected="at least one image", got=0, fix=fix)
     problems = Problems(file)
     categories = parse_categories(raw["categories"], problems)
     images, broken = parse_images(raw["images"], root, problems)
@@ -208,7 +209,8 @@ def folder_as_coco(image_root: Path) -> CocoSet:
 
     Returns:
         Image ids are 1, 2, ... by sorted relative name, so that they do not depend on the file system; sizes are
-        from the headers. Files that cannot be read are in ``broken`` and take no id.
+        from the headers. Files that cannot be read are in ``broken``; each keeps its number, so that mending one
+        leaves the ids of all others.
 
     Raises:
         InputError: no such folder, or no readable image in it.
@@ -218,15 +220,20 @@ def folder_as_coco(image_root: Path) -> CocoSet:
         raise InputError("image folder not found", where=image_root, fix="check the path in the config")
     images: list[CocoImage] = []
     broken: list[BrokenImage] = []
-    for name in _image_names(image_root):
+    for image_id, name in enumerate(_image_names(image_root), start=1):
         try:
-            images.append(CocoImage(len(images) + 1, name, *image_size(resolve_inside(image_root, name))))
+            images.append(CocoImage(image_id, name, *image_size(resolve_inside(image_root, name))))
         except InputError as error:
-            broken.append(BrokenImage(name, reason_of(error)))
+            # The name may be the reason: bytes that are no UTF-8 could not even be printed.
+            broken.append(BrokenImage(name.encode(errors="backslashreplace").decode(), reason_of(error)))
     if not images:
         got = f"{len(broken)} unreadable ones; {broken[0].file_name}: {broken[0].reason}" if broken else "none"
         raise InputError(
-            "empty data set", where=image_root, expected=f"images ({', '.join(sorted(SUFFIXES))})", got=got
+            "empty data set",
+            where=image_root,
+            expected=f"images ({', '.join(sorted(SUFFIXES))})",
+            got=got,
+            fix="put images there, or name another folder or a COCO file",
         )
     return make_coco(image_root, images, (), (), broken=broken)
 

@@ -17,6 +17,7 @@ from pipeline.distill.feature_loss import feature_loss
 from pipeline.distill.self_similarity import View, features_at_cells, points_in_view, similarity_rows
 from pipeline.distill.structural_loss import structural_loss
 from pipeline.errors import ConfigError
+from pipeline.sam.batches import BatchSize
 from pipeline.sam.decoder_features import cells_of_points, features_at_points, rows_at_points
 from pipeline.sam.interface import Precision, SamBackend
 from pipeline.sam.sam2_backend import build_backend
@@ -88,6 +89,7 @@ class LiveSam:
 
     def __init__(self, settings: LiveSamSettings) -> None:
         self.settings = settings
+        self._batch = BatchSize(settings.prompts_per_batch)
         self._backend: SamBackend | None = None
 
     def structural(self, batch: Sequence[Shown]) -> Tensor:
@@ -135,7 +137,7 @@ class LiveSam:
                 backend,
                 embedding,
                 points_xy,
-                prompts_per_batch=settings.prompts_per_batch,
+                batch=self._batch,
                 features=settings.features,
             )
             view = shown.view.as_image()

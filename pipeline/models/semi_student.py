@@ -199,9 +199,7 @@ def make_refiner(name: str, **settings: Any) -> tuple[Any, EmbeddingCache | None
         refuse_wrong_precision(precision, device)
         if sam is None:
             raise ConfigError("refiner points needs a SAM", where="refiner.sam", fix="set refiner.sam=scenes-nano")
-        exactness = torch.get_float32_matmul_precision()
         backend = build_backend(sam, device=device, config=config, precision=precision)
-        torch.set_float32_matmul_precision(exactness)  # a bf16 SAM lowers it, for the networks beside it too
         cache = EmbeddingCache(backend, size=cached)
         return build_refiner(name, sam=backend, embed=cache, **settings), cache
     proposals = None

@@ -17,6 +17,7 @@ from pipeline.masks.points import SAMPLING_RULES, SamplingRule
 from pipeline.refine.interface import Refined, TeacherMasks, check_choice, check_number, teacher_outcomes
 from pipeline.refine.pixel_weight import WEIGHT_SCOPES, WeightScope, instance_weights
 from pipeline.refine.prompts import PROMPT_KINDS, Prompt, PromptKind, make_prompts, stacked_logits, stacked_points
+from pipeline.sam.batches import BatchSize, in_batches
 from pipeline.sam.interface import ImageEmbedding, SamBackend
 
 Embed = Callable[[int, NDArray[np.uint8] | None], ImageEmbedding]
@@ -34,7 +35,7 @@ class PointSettings:
     sampling: SamplingRule = "sigmoid_in_mask"
     """Distribution of points, of ``prompt="points"`` and ``"point"``."""
     prompts_per_batch: int = 64
-    """Instances decoded at once; bounds the memory of the full-size masks."""
+    """Instances decoded at once, fewer where a GPU has no room; bounds the memory of the full-size masks."""
     min_iou_with_teacher: float | None = None
     """A SAM mask with a lower IoU with the teacher mask is not used."""
     min_predicted_iou: float | None = None
@@ -106,12 +107,14 @@ class PointPromptRefiner:
         self, embedding: ImageEmbedding, prompts: list[Prompt], size_hw: tuple[int, int]
     ) -> Iterator[tuple[NDArray[np.bool_], float]]:
         """Yield SAM's best mask [H, W] bool and its predicted IoU for every prompt."""
-        for start in range(0, len(prompts), self.settings.prompts_per_batch):
-            batch = prompts[start : start + self.settings.prompts_per_batch]
+
+        def answers(part: slice) -> tuple[NDArray[np.bool_], list[float]]:
             with torch.no_grad():
-                logits, predicted_iou = self._decode(embedding, batch)
-                masks = self.sam.upsample(logits, size_hw) > 0
-            yield from zip(masks.cpu().numpy(), predicted_iou.tolist(), strict=True)
+                logits, predicted_iou = self._decode(embedding, prompts[part])
+                return (self.sam.upsample(logits, size_hw) > 0).cpu().numpy(), predicted_iou.tolist()
+
+        for masks, predicted_iou in in_batches(len(prompts), BatchSize(self.settings.prompts_per_batch), answers):
+            yield from zip(masks, predicted_iou, strict=True)
 
     def _decode(self, embedding: ImageEmbedding, prompts: list[Prompt]) -> tuple[Tensor, Tensor]:
         """SAM's best mask for every prompt, logits [P, h, w] at its own resolution, and their predicted IoUs [P]."""

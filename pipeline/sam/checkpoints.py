@@ -88,6 +88,14 @@ def sha256_of(path: str | Path) -> str:
     return digest.hexdigest()
 
 
+def refuse_malformed_sha256(expected: str | None) -> None:
+    """Raise ConfigError unless ``expected`` is None or 64 hexadecimal digits."""
+    if expected is not None and (len(expected) != 64 or set(expected.lower()) - set("0123456789abcdef")):
+        raise ConfigError(
+            "a sha256 has 64 hexadecimal digits", where="sam.sha256", got=expected, fix="correct sam.sha256"
+        )
+
+
 def verify_sha256(path: str | Path, expected: str | None) -> str:
     """Digest of ``path``; with ``expected`` also a promise that it is that one.
 
@@ -95,8 +103,7 @@ def verify_sha256(path: str | Path, expected: str | None) -> str:
         CheckpointError: the file is missing, or has another digest.
         ConfigError: ``expected`` is not 64 hexadecimal digits.
     """
-    if expected is not None and (len(expected) != 64 or set(expected.lower()) - set("0123456789abcdef")):
-        raise ConfigError("a sha256 has 64 hexadecimal digits", where="sam sha256", got=expected)
+    refuse_malformed_sha256(expected)
     found = sha256_of(path)
     if expected is not None and found != expected.lower():
         raise CheckpointError(
@@ -104,7 +111,8 @@ def verify_sha256(path: str | Path, expected: str | None) -> str:
             where=path,
             expected=f"sha256 {expected.lower()}",
             got=f"sha256 {found}",
-            fix="delete it and get it again; if you mean this file, give its own digest with --sam-sha256",
+            fix="delete it and get it again; if you mean this file, give its own digest: "
+            f"--cfg-options sam.sha256={found}",
         )
     return found
 
@@ -118,7 +126,7 @@ def fetch_checkpoint(name: str) -> Path:
         EnvironmentProblemError: the hub's client is not installed.
     """
     if name not in HUB_CHECKPOINTS:
-        raise ConfigError("unknown SAM", where="sam name", expected=", ".join(HUB_CHECKPOINTS), got=name)
+        raise ConfigError("unknown SAM", where="sam.name", expected=", ".join(HUB_CHECKPOINTS), got=name)
     try:
         from huggingface_hub import hf_hub_download
     except ImportError as error:

@@ -1,5 +1,7 @@
 """Targets of the distillation from SAM's mask decoder or image encoder. Eq: S4M/self-similarity."""
 
+from collections.abc import Callable, Iterator
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -8,6 +10,7 @@ from torch import Tensor
 
 from data_schemas.similarity import INSIDE_GROUND_TRUTH, UNIFORM, Features, SimilarityTargets
 from pipeline.errors import ConfigError, InputError
+from pipeline.sam.batches import BatchSize, in_batches
 from pipeline.sam.interface import ImageEmbedding, SamBackend
 
 
@@ -19,13 +22,15 @@ def similarity_targets(
     *,
     prompts_per_batch: int = 64,
     features: Features = "decoder",
+    batch: BatchSize | None = None,
 ) -> SimilarityTargets:
     """:func:`rows_at_points` (Eq: S4M/self-similarity) as it is stored: on the host, ``point_kind`` [P] passed through.
 
     Raises:
         InputError: a point lies outside the image.
     """
-    rows = rows_at_points(backend, embedding, points_xy, prompts_per_batch=prompts_per_batch, features=features)
+    size = batch or BatchSize(prompts_per_batch)
+    rows = rows_at_points(backend, embedding, points_xy, batch=size, features=features)
     return SimilarityTargets(points_xy=points_xy, point_kind=point_kind, similarity=rows.cpu().numpy())
 
 
@@ -36,6 +41,7 @@ def rows_at_points(
     *,
     prompts_per_batch: int = 64,
     features: Features = "decoder",
+    batch: BatchSize | None = None,
 ) -> Tensor:
     """Cosines between each point's own cell and all cells of a map of SAM's features.
 
@@ -50,24 +56,24 @@ def rows_at_points(
         backend: a SAM.
         embedding: the image, from ``backend.embed``.
         points_xy: [P, 2] canonical pixels, inside the image.
-        prompts_per_batch: points decoded together; bounds memory, does not change the result.
+        prompts_per_batch: points decoded together; bounds memory, does not change the result. Where a GPU has no room
+            for so many, fewer.
         features: decoder | encoder.
+        batch: keeps from image to image what the GPU had no room for; ``prompts_per_batch`` anew if None.
 
     Returns:
         [P, gh, gw] float32 in [-1, 1], on the backend's device.
 
     Raises:
         InputError: a point lies outside the image.
+        torch.OutOfMemoryError: the device has no room for a single point.
     """
     cells = torch.from_numpy(cells_of_points(points_xy, embedding.size_hw, backend.grid_hw))
     if features == "encoder":
         return rows_of_one_map(embedding.tokens[0], cells)
-    rows = torch.empty((len(cells), *backend.grid_hw), device=embedding.tokens.device)
-    for start in range(0, len(points_xy), prompts_per_batch):
-        batch = slice(start, start + prompts_per_batch)
-        tokens = backend.decoder_tokens(embedding, torch.from_numpy(points_xy[batch]))
-        rows[batch] = rows_of_cells(tokens, cells[batch])
-    return rows
+    batch = batch or BatchSize(prompts_per_batch)
+    found = list(_of_decoder(backend, embedding, points_xy, cells, batch, rows_of_cells))
+    return torch.cat(found) if found else embedding.tokens.new_zeros((0, *backend.grid_hw)).float()
 
 
 def features_at_points(
@@ -77,6 +83,7 @@ def features_at_points(
     *,
     prompts_per_batch: int = 64,
     features: Features = "decoder",
+    batch: BatchSize | None = None,
 ) -> Tensor:
     """SAM's features in the cell of each point, F_i[c_i] of :func:`rows_at_points`, which see for the arguments.
 
@@ -89,13 +96,25 @@ def features_at_points(
     cells = torch.from_numpy(cells_of_points(points_xy, embedding.size_hw, backend.grid_hw))
     if features == "encoder":
         return _in_cells(embedding.tokens.float().expand(len(cells), -1, -1, -1), cells)
-    batches = range(0, len(points_xy), prompts_per_batch)
-    chosen = [slice(start, start + prompts_per_batch) for start in batches]
-    found = [
-        _in_cells(backend.decoder_tokens(embedding, torch.from_numpy(points_xy[batch])), cells[batch])
-        for batch in chosen
-    ]
+    batch = batch or BatchSize(prompts_per_batch)
+    found = list(_of_decoder(backend, embedding, points_xy, cells, batch, _in_cells))
     return torch.cat(found) if found else embedding.tokens.new_zeros((0, embedding.tokens.shape[1])).float()
+
+
+def _of_decoder(
+    backend: SamBackend,
+    embedding: ImageEmbedding,
+    points_xy: NDArray[np.float32],
+    cells: Tensor,
+    batch: BatchSize,
+    read: Callable[[Tensor, Tensor], Tensor],
+) -> Iterator[Tensor]:
+    """What ``read`` takes from the decoder's maps [p, C, gh, gw] and cells [p, 2] of some points at a time."""
+
+    def decode(part: slice) -> Tensor:
+        return read(backend.decoder_tokens(embedding, torch.from_numpy(points_xy[part])), cells[part])
+
+    return in_batches(len(points_xy), batch, decode)
 
 
 def _in_cells(tokens: Tensor, cells: Tensor) -> Tensor:

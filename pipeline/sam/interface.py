@@ -46,6 +46,15 @@ class ConfidentMasks:
     """[M] int64, which prompt."""
 
 
+@dataclass(frozen=True)
+class SamFacts:
+    """What a store says of its SAM: enough to plan one, without the weights; the names are those of a backend."""
+
+    name: str
+    sha256: str
+    grid_hw: tuple[int, int]
+
+
 class SamBackend(Protocol):
     """A promptable segmenter. All coordinates are canonical pixels, pixel centres at +0.5."""
 

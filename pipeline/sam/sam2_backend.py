@@ -14,9 +14,16 @@ from torch import Tensor
 from torchvision.transforms import functional as vision
 
 from pipeline.errors import CheckpointError, ConfigError, EnvironmentProblemError, InputError
-from pipeline.sam.checkpoints import HUB_CHECKPOINTS, fetch_checkpoint, load_into, load_weights, verify_sha256
+from pipeline.sam.checkpoints import (
+    HUB_CHECKPOINTS,
+    fetch_checkpoint,
+    load_into,
+    load_weights,
+    refuse_malformed_sha256,
+    verify_sha256,
+)
 from pipeline.sam.compiled import Compiled
-from pipeline.sam.interface import ConfidentMasks, ImageEmbedding, PointMasks, Precision
+from pipeline.sam.interface import ConfidentMasks, ImageEmbedding, PointMasks, Precision, SamFacts
 from pipeline.sam.prompt_decoder import Decoded, PromptDecoder
 
 SCENES_NANO = "scenes-nano"
@@ -49,11 +56,8 @@ class Sam2Backend:
         self.name = name
         self.sha256 = sha256
         self.device = resolve_device(device)
-        if precision == "bf16" and self.device.type != "cuda":
-            raise ConfigError("bf16 is for CUDA devices", where="sam precision", got=str(self.device), fix="use fp32")
+        _check_precision(precision, self.device)
         self.precision: Precision = precision
-        if precision == "bf16":
-            torch.set_float32_matmul_precision("high")  # TF32 for what autocast leaves alone, as SAM 2's notebooks do
         self.model = model.to(self.device).eval().requires_grad_(False)
         self.input_hw: tuple[int, int] = (model.image_size, model.image_size)
         self.grid_hw: tuple[int, int] = tuple(model.sam_prompt_encoder.image_embedding_size)
@@ -68,9 +72,15 @@ class Sam2Backend:
 
     @contextmanager
     def _inference(self) -> Iterator[None]:
-        half = self.precision == "bf16"
-        with torch.no_grad(), torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=half):
-            yield
+        half, before = self.precision == "bf16", torch.get_float32_matmul_precision()
+        if half and self.device.type == "cuda":
+            # TF32 for what autocast leaves alone, as SAM 2's notebooks do; not for coordinates, nor for other networks.
+            torch.set_float32_matmul_precision("high")
+        try:
+            with torch.no_grad(), torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=half):
+                yield
+        finally:
+            torch.set_float32_matmul_precision(before)
 
     def embed(self, images: Sequence[NDArray[np.uint8]]) -> list[ImageEmbedding]:
         """Encode RGB images [H, W, 3] uint8 of any sizes as one batch.
@@ -218,12 +228,7 @@ def resolve_device(device: str | torch.device) -> torch.device:
         EnvironmentProblemError: CUDA is asked for and not there.
         ConfigError: another or malformed name.
     """
-    try:
-        resolved = torch.device(device)
-    except RuntimeError:
-        resolved = torch.device("meta")
-    if resolved.type not in ("cpu", "cuda"):
-        raise ConfigError("unknown device", where="device", expected="cpu, cuda or cuda:n", got=str(device))
+    resolved = _parse_device(device)
     available = torch.cuda.device_count()
     if resolved.type == "cuda" and (resolved.index or 0) >= available:
         raise EnvironmentProblemError(
@@ -231,9 +236,37 @@ def resolve_device(device: str | torch.device) -> torch.device:
             where="device",
             expected=str(device),
             got=f"{available} CUDA devices",
-            fix="use --device cpu, or install a CUDA build of torch on a machine with a GPU (s4m-pipeline doctor)",
+            fix="set sam.device=cpu and sam.precision=fp32 (--cfg-options), or install a CUDA build of torch on a "
+            "machine with a GPU (s4m-pipeline doctor)",
         )
     return resolved
+
+
+def _parse_device(device: str | torch.device) -> torch.device:
+    try:
+        resolved = torch.device(device)
+    except RuntimeError:
+        resolved = torch.device("meta")
+    if resolved.type not in ("cpu", "cuda"):
+        raise ConfigError(
+            "unknown device",
+            where="device",
+            expected="cpu, cuda or cuda:n",
+            got=str(device),
+            fix="correct sam.device in the configuration, or give --cfg-options sam.device=cpu",
+        )
+    return resolved
+
+
+def _check_precision(precision: Precision, device: torch.device) -> None:
+    if precision == "bf16" and device.type != "cuda":
+        raise ConfigError(
+            "bf16 is for CUDA devices",
+            where="sam.precision",
+            expected="a CUDA device, or fp32",
+            got=str(device),
+            fix="set sam.precision=fp32 (--cfg-options)",
+        )
 
 
 def build_model(config: str | Path) -> Any:
@@ -304,13 +337,38 @@ def build_backend(
         EnvironmentProblemError: the device is not there.
     """
     resolved = resolve_device(device)  # before anything is downloaded
-    if precision == "bf16" and resolved.type != "cuda":
-        raise ConfigError("bf16 is for CUDA devices", where="sam precision", got=str(resolved), fix="use fp32")
+    _check_precision(precision, resolved)
     weights_path, config_path, pinned = _locate(name_or_path, config)
     digest = verify_sha256(weights_path, sha256 or pinned)
     model = build_model(config_path)
     load_into(model, load_weights(weights_path), where=weights_path)
     return Sam2Backend(model, name=name_or_path, sha256=digest, device=resolved, precision=precision, compiled=compiled)
+
+
+def describe_backend(
+    name_or_path: str,
+    *,
+    device: str = "cpu",
+    config: str | None = None,
+    sha256: str | None = None,
+    precision: Precision = "fp32",
+) -> SamFacts:
+    """What :func:`build_backend` would give for the same arguments, on a machine without its GPU.
+
+    Of a published checkpoint nothing is downloaded: its digest is built in, its grid that of its architecture.
+
+    Raises:
+        CheckpointError: missing, damaged, unsafe or unfitting weights in a local file.
+        ConfigError: unknown name, config or device.
+    """
+    _check_precision(precision, _parse_device(device))
+    refuse_malformed_sha256(sha256)
+    if name_or_path in HUB_CHECKPOINTS and config is None:
+        model = build_model(published_architecture(name_or_path))
+        grid_hw = tuple(model.sam_prompt_encoder.image_embedding_size)
+        return SamFacts(name_or_path, (sha256 or HUB_CHECKPOINTS[name_or_path].sha256).lower(), grid_hw)
+    backend = build_backend(name_or_path, config=config, sha256=sha256)
+    return SamFacts(backend.name, backend.sha256, backend.grid_hw)
 
 
 def _locate(name_or_path: str, config: str | None) -> tuple[Path, Path, str | None]:
@@ -330,9 +388,11 @@ def _locate(name_or_path: str, config: str | None) -> tuple[Path, Path, str | No
     if not path.is_file():
         raise ConfigError(
             "unknown SAM",
-            where="sam name",
+            where="sam.name",
             expected=f"{SCENES_NANO}, {', '.join(HUB_CHECKPOINTS)}, or the path of a checkpoint",
             got=name_or_path,
+            fix="correct sam.name in the configuration, or give --cfg-options sam.name=NAME; of a path see whether the "
+            "file is there",
         )
     if config is not None:
         return path, _architecture(config), None
@@ -342,7 +402,7 @@ def _locate(name_or_path: str, config: str | None) -> tuple[Path, Path, str | No
             "a local checkpoint needs its architecture",
             where=path,
             expected="a YAML file or one of the SAM names",
-            fix=f"add a config, for instance {next(iter(HUB_CHECKPOINTS))}",
+            fix=f"name it by sam.config, for instance --cfg-options sam.config={next(iter(HUB_CHECKPOINTS))}",
         )
     return path, _architecture(published), HUB_CHECKPOINTS[published].sha256
 

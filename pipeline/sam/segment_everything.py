@@ -11,9 +11,8 @@ Memory beyond the SAM's own: one batch of clicks, the logits of the masks that p
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeVar
 
 import numpy as np
 import torch
@@ -24,14 +23,13 @@ from torchvision.ops import batched_nms
 from data_schemas.proposals import Proposal, proposal_order
 from pipeline.masks import rle
 from pipeline.masks.run_encoding import encode_runs
+from pipeline.sam.batches import BatchSize, in_batches
 from pipeline.sam.coarse_to_fine import spared
 from pipeline.sam.crops import Crop, crops_of, touches_inner_edge
 from pipeline.sam.full_resolution import FullResolution, Measures
 from pipeline.sam.generator_settings import GeneratorSettings
 from pipeline.sam.interface import ConfidentMasks, ImageEmbedding, SamBackend
 from pipeline.sam.small_regions import clean
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -61,13 +59,6 @@ class Candidates:
             torch.cat([part.predicted_iou for part in parts]),
             torch.cat([part.points_xy for part in parts]),
         )
-
-
-@dataclass
-class BatchSize:
-    """How many are computed together: as many as wished, and fewer for good once a GPU's memory was not enough."""
-
-    fits: int
 
 
 def segment_everything(
@@ -203,29 +194,6 @@ def _refined(
     logits, predicted_iou = (torch.cat(column) for column in zip(*parts, strict=True))
     keep = predicted_iou > threshold
     return ConfidentMasks(logits[keep], predicted_iou[keep], masks.prompt[keep])
-
-
-def in_batches(num: int, batch: BatchSize, compute: Callable[[slice], T]) -> Iterator[T]:
-    """Compute slices one after the other; where the GPU's memory is not enough, smaller ones from there on.
-
-    Raises:
-        torch.OutOfMemoryError: even a single one needs more.
-    """
-    start = 0
-    while start < num:
-        stop = start + batch.fits
-        try:
-            result = compute(slice(start, stop))
-        except torch.OutOfMemoryError:
-            if batch.fits == 1:
-                raise
-        else:
-            yield result
-            start = stop
-            continue
-        # Out here, because inside the handler the error still holds what was allocated.
-        batch.fits = max(1, batch.fits // 2)
-        torch.cuda.empty_cache()
 
 
 def keep_stable(

@@ -287,11 +287,18 @@ def _remote_filesystem(uri: str, scheme: str) -> tuple[Any, str]:
         filesystem, root = fsspec.core.url_to_fs(uri)
         return filesystem, str(root)
     except ValueError as error:
-        raise InputError(f"no file system is known for {scheme}://", where=uri, got=str(error)) from error
+        raise InputError(
+            f"no file system is known for {scheme}://",
+            where=uri,
+            got=str(error),
+            fix="name a local folder, or an address such as s3://bucket/folder",
+        ) from error
     except ImportError as missing:
         # pyarrow brings S3, GCS and HDFS itself, so a missing plug-in is not the end.
         found, root = open_address(uri, scheme, missing)
         return ArrowFiles(found), root
+    except Exception as error:  # some clients connect at once, and raise whatever their library does
+        raise _no_answer(uri, error) from error
 
 
 @contextlib.contextmanager
@@ -302,13 +309,17 @@ def _answered(name: str) -> Iterator[None]:
     except (FileNotFoundError, PipelineError):
         raise
     except Exception as error:
-        raise EnvironmentProblemError(
-            "the service that holds the store did not do what was asked",
-            where=name,
-            got=first_line(error),
-            fix="check address, credentials and network (s3: AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, "
-            "AWS_SECRET_ACCESS_KEY), then run the same command again: finished shards are kept",
-        ) from error
+        raise _no_answer(name, error) from error
+
+
+def _no_answer(name: str, error: Exception) -> EnvironmentProblemError:
+    return EnvironmentProblemError(
+        "the service that holds the store did not do what was asked",
+        where=name,
+        got=first_line(error),
+        fix="check address, credentials and network (s3: AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, "
+        "AWS_SECRET_ACCESS_KEY), then run the same command again: finished shards are kept",
+    )
 
 
 @contextlib.contextmanager

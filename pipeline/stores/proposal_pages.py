@@ -107,7 +107,11 @@ def encode_shard(groups: Mapping[int, Sequence[Proposal]], *, shard_id: str) -> 
         for image_id, rows in groups.items():
             if len(rows) > MAX_ROWS:
                 raise InputError(
-                    "too many proposals", where=f"image {image_id}", expected=f"at most {MAX_ROWS}", got=len(rows)
+                    "too many proposals",
+                    where=f"image {image_id} of shard {shard_id}",
+                    expected=f"at most {MAX_ROWS}",
+                    got=len(rows),
+                    fix=f"keep the best {MAX_ROWS} of this image, then run the same command again",
                 )
             if rows:
                 start = sink.tell()

@@ -5,12 +5,13 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from data_schemas.manifest import SCHEMA_VERSIONS, FileEntry, ShardRecord, StorePart
+from data_schemas.manifest import SCHEMA_VERSIONS, FileEntry, ShardRecord, StoreIdentity, StorePart
 from pipeline.errors import InputError, StoreDamagedError
 from pipeline.stores.consolidated import index_of_records, read_images, read_index
 from pipeline.stores.files import StoreFiles, open_files
 from pipeline.stores.lock import StoreLock
 from pipeline.stores.shards import MANIFEST, index_path, iterate_records, read_manifest, record_path, shard_paths
+from pipeline.stores.writer import StoreCounts, count_images
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Damage:
 def verify(uri: str | Path) -> list[Damage]:
     """Check manifest, image lists, Zarr metadata, records, every data file and the indices against each other.
 
-    A shard without a record is unfinished, not damaged; ``StoreWriter.missing`` lists those.
+    A shard without a record is unfinished, not damaged; :func:`progress` counts those.
 
     Returns:
         What is wrong, in the manifest's order; empty for a sound store.
@@ -46,6 +47,31 @@ def verify(uri: str | Path) -> list[Damage]:
     if manifest is None:
         raise InputError("there is no store here", where=files.uri, expected=MANIFEST, fix="correct the path")
     return [damage for part in manifest.parts.values() for damage in _part_damages(files, part)]
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How much of one kind of artefact is there."""
+
+    identity: StoreIdentity
+    shards_done: int
+    shards: int
+    counts: StoreCounts
+
+
+def progress(uri: str | Path) -> list[Progress]:
+    """What the records say of each kind, in the manifest's order; nothing where there is no manifest.
+
+    Raises:
+        StoreDamagedError: The manifest is damaged.
+    """
+    files = open_files(uri)
+    manifest = read_manifest(files)
+    found = []
+    for part in manifest.parts.values() if manifest else ():
+        records = [record for _, record in iterate_records(files, part.shard_ids) if isinstance(record, ShardRecord)]
+        found.append(Progress(part.identity, len(records), len(part.shard_ids), count_images(part, records)))
+    return found
 
 
 def drop_damaged(uri: str | Path, damages: Sequence[Damage], *, lock_timeout: float = 0.0) -> list[str]:

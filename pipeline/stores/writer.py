@@ -1,7 +1,8 @@
 """``StoreWriter``: open a store for writing, refuse one that does not fit, say what is missing."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
@@ -41,6 +42,8 @@ from pipeline.stores.shards import (
 )
 
 _MANIFEST_WAIT_SECONDS = 2 * LEASE_SECONDS
+_NAMES = {"similarity": "similarity targets", "pseudo_labels": "pseudo-labels"}
+"""Of kinds, in messages."""
 
 
 @dataclass(frozen=True)
@@ -165,46 +168,72 @@ def preview(
     images_per_shard: int,
     layout: SimilarityLayout | None = None,
     retry_quarantined: bool = False,
+    replaced: Collection[str] = (),
 ) -> Work:
     """What :meth:`StoreWriter.missing` would say, without a lock and without writing: for ``--dry-run``.
+
+    Args:
+        uri: As the other arguments, see :meth:`StoreWriter.create_or_open`.
+        identity: Who would make it and with what.
+        images: All images of the store.
+        images_per_shard: Images that are published together.
+        layout: Of the similarity kind.
+        retry_quarantined: Count shards with a quarantined image as to be redone.
+        replaced: Kinds that are going to be removed first (``--overwrite``): what the store holds of them refuses
+            nothing and counts as not done. Ask this before :func:`remove_part`: what stays may refuse the new part.
 
     Raises:
         StoreMismatchError, StoreDamagedError, InputError: As :meth:`StoreWriter.create_or_open`.
     """
     files = open_files(uri)
     plans, part, _ = _plan(identity, images, images_per_shard, layout)
-    _refuse_other_parts(files, read_manifest(files), part)
+    _refuse_other_parts(files, read_manifest(files), part, replaced)
+    if identity.kind in replaced:
+        return Work((), (), tuple(_task(files, part, plan) for plan in plans))
     return _sort_work(files, part, plans, retry_quarantined=retry_quarantined)
 
 
-def remove_part(uri: str | Path, kind: str, *, lock_timeout: float = 0.0) -> None:
-    """Forget one kind of artefact and delete its files: for ``--overwrite``. Other files are not touched.
+def remove_part(uri: str | Path, *kinds: str, lock_timeout: float = 0.0) -> None:
+    """Forget kinds of artefacts, all or none of them, and delete their files: for ``--overwrite``.
+
+    Other files are not touched.
 
     Raises:
-        StoreBusyError: A job is writing it.
+        StoreBusyError: A job is writing one of them.
         StoreDamagedError: The manifest is damaged.
     """
     files = open_files(uri)
     manifest = read_manifest(files)
-    if manifest is None or kind not in manifest.parts:
-        return
-    part = manifest.parts[kind]
-    with StoreLock(files, kind).acquire(lock_timeout), StoreLock(files, "manifest").acquire(_MANIFEST_WAIT_SECONDS):
-        files.delete(index_path(kind))
-        # Records first: a reader then says "not computed", never "damaged".
-        for shard_id in part.shard_ids:
-            files.delete(record_path(shard_id))
-        for number, shard_id in enumerate(part.shard_ids):
-            for path in shard_paths(part.identity.kind, number, shard_id):
-                files.delete(path)
-        left = {name: other for name, other in manifest.parts.items() if name != kind}
+    chosen = [kind for kind in kinds if manifest is not None and kind in manifest.parts]
+    if not chosen:
+        return  # and no lock file is left where there is no store
+    with ExitStack() as locks:
+        for kind in chosen:
+            locks.enter_context(StoreLock(files, kind).acquire(lock_timeout))
+        locks.enter_context(StoreLock(files, "manifest").acquire(_MANIFEST_WAIT_SECONDS))
+        # Read again: another job may have added its part, or removed one, until the lock was ours.
+        manifest = read_manifest(files) or Manifest({})
+        removed = [part for kind in chosen if (part := manifest.parts.get(kind)) is not None]
+        for part in removed:
+            _delete_shards(files, part)
+        left = {kind: part for kind, part in manifest.parts.items() if kind not in chosen}
         if left:
             files.write(MANIFEST, Manifest(left).to_bytes())
         else:
             files.delete(MANIFEST)
         # Last, because a plan whose list of images is missing is damaged.
-        for entry in part.files:
+        for entry in (entry for part in removed for entry in part.files):
             files.delete(entry.path)
+
+
+def _delete_shards(files: StoreFiles, part: StorePart) -> None:
+    files.delete(index_path(part.identity.kind))
+    # Records first: a reader then says "not computed", never "damaged".
+    for shard_id in part.shard_ids:
+        files.delete(record_path(shard_id))
+    for number, shard_id in enumerate(part.shard_ids):
+        for path in shard_paths(part.identity.kind, number, shard_id):
+            files.delete(path)
 
 
 def count_images(part: StorePart, records: Sequence[ShardRecord]) -> StoreCounts:
@@ -280,17 +309,43 @@ def _join(files: StoreFiles, part: StorePart, static: list[tuple[FileEntry, byte
     return joined
 
 
-def _refuse_other_parts(files: StoreFiles, manifest: Manifest | None, part: StorePart) -> None:
+def _refuse_other_parts(
+    files: StoreFiles, manifest: Manifest | None, part: StorePart, replaced: Collection[str] = ()
+) -> None:
     if manifest is None:
         return
     differences: list[tuple[str, object, object]] = []
+    in_the_way: list[StoreIdentity] = []
     for kind, stored in manifest.parts.items():
+        if kind in replaced:
+            continue
         if kind == part.identity.kind:
-            differences += _part_differences(stored, part)
-        elif stored.identity.sam_sha256 != part.identity.sam_sha256:
-            differences.append(("sam_sha256", stored.identity.sam_sha256, part.identity.sam_sha256))
+            found = _part_differences(stored, part)
+        else:
+            sams = stored.identity.sam_sha256, part.identity.sam_sha256
+            found = [("sam_sha256", *sams)] if sams[0] != sams[1] else []
+        if found:
+            in_the_way.append(stored.identity)
+            differences += [difference for difference in found if difference not in differences]
     if differences:
-        raise mismatch(files, differences, fix_new="give this run another store path, or --overwrite to make it anew")
+        what = f"the {_told(identity.kind for identity in in_the_way)} of the store were"
+        raise mismatch(files, differences, fix_new=_way_out(in_the_way, part.identity), what=what)
+
+
+def _told(kinds: Iterable[str]) -> str:
+    return " and ".join(_NAMES.get(kind, kind) for kind in sorted(kinds))
+
+
+def _way_out(in_the_way: Sequence[StoreIdentity], own: StoreIdentity) -> str:
+    """What to run instead; never what would remove more than is in the way, or than the same command can make anew."""
+    others = [identity for identity in in_the_way if identity.kind != own.kind]
+    if any(identity.command != own.command for identity in others):
+        return "give this run another store path: --overwrite leaves what another command made"
+    if own.command != "precompute-sam":
+        return "give this run another store path, or --overwrite to make it anew"
+    kinds = sorted({own.kind, *(identity.kind for identity in others)})
+    anew = f'--overwrite --cfg-options "targets=[{",".join(kinds)}]"'
+    return f"give this run another store path, or make only the {_told(kinds)} anew: {anew}"
 
 
 def _part_differences(stored: StorePart, wanted: StorePart) -> list[tuple[str, object, object]]:
@@ -311,11 +366,15 @@ def _describe_images(part: StorePart) -> str:
 
 
 def mismatch(
-    files: StoreFiles, differences: Sequence[tuple[str, object, object]], *, fix_new: str
+    files: StoreFiles,
+    differences: Sequence[tuple[str, object, object]],
+    *,
+    fix_new: str,
+    what: str = "the store was",
 ) -> StoreMismatchError:
     """The error that names every differing field with its stored and its wanted value."""
     return StoreMismatchError(
-        f"the store was made with another {', '.join(name for name, _, _ in differences)}",
+        f"{what} made with another {', '.join(name for name, _, _ in differences)}",
         where=files.uri,
         expected="; ".join(f"{name} = {wanted!r}" for name, _, wanted in differences),
         got="; ".join(f"{name} = {stored!r}" for name, stored, _ in differences),
@@ -330,7 +389,7 @@ def _sort_work(files: StoreFiles, part: StorePart, plans: Sequence[ShardPlan], *
     redo: list[ShardTask] = []
     new: list[ShardTask] = []
     for plan in plans:
-        task = ShardTask(files.uri, kind, plan, part.images_per_shard, part.layout)
+        task = _task(files, part, plan)
         record = records.get(plan.shard_id)
         if isinstance(record, ShardRecord) and is_done(record, kind, plan, sizes):
             is_bad = any(outcome.status == "quarantined" for outcome in record.outcomes)
@@ -340,6 +399,10 @@ def _sort_work(files: StoreFiles, part: StorePart, plans: Sequence[ShardPlan], *
         else:
             new.append(task)
     return Work(tuple(done), tuple(redo), tuple(new))
+
+
+def _task(files: StoreFiles, part: StorePart, plan: ShardPlan) -> ShardTask:
+    return ShardTask(files.uri, part.identity.kind, plan, part.images_per_shard, part.layout)
 
 
 def _lists(work: Work) -> tuple[tuple[ShardTask, ...], ...]:

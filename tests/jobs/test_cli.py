@@ -246,9 +246,16 @@ def test_options_reach_the_job_under_their_names(job):
                 "dry_run": True,
                 "limit": 5,
                 "ray_address": "auto",
+                "gpu": None,
             },
         )
     ]
+
+
+def test_the_help_of_an_estimate_says_what_was_measured():
+    from jobs.precompute.cost_model import load_table, measured_so_far
+
+    assert cli.opt._measured() == measured_so_far(load_table())
 
 
 @pytest.mark.parametrize("verb", VERBS)

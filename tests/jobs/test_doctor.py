@@ -7,12 +7,14 @@ from pathlib import Path
 
 import pytest
 
+from data_schemas.manifest import SCHEMA_VERSIONS, ImageKey, StoreIdentity
 from jobs import doctor
 from jobs.precompute_sam import precompute
 from jobs.settings import PrecomputeSettings, SamSettings
 from pipeline.errors import EnvironmentProblemError, InputError, StoreDamagedError
 from pipeline.sam.generator_settings import GeneratorSettings
 from pipeline.stores.verify import verify
+from pipeline.stores.writer import StoreWriter
 from tests.fakes import FakeSam
 from tests.jobs.toys import store_files, write_coco
 
@@ -90,6 +92,44 @@ def test_a_flipped_bit_is_found_named_and_repaired_by_redoing_one_shard(assets, 
     assert "skipped 1, redo 1, new 0" in capsys.readouterr().out
     assert verify(settings.store) == []
     assert store_files(Path(settings.store)) == whole
+
+
+def test_a_store_that_is_not_finished_is_said_to_be_so_and_is_no_error(assets, settings, capsys):
+    doctor.run(settings.store, assets=assets)
+    assert "ok    proposals: 2 of 2 shards, 4 of 4 images, 0 set aside\n" in capsys.readouterr().out
+    for left, record in ((1, 0), (0, 0)):
+        sorted(Path(settings.store, "records").iterdir())[record].unlink()
+        doctor.run(settings.store, repair=True, assets=assets)  # the index tells of a shard that has no record
+        capsys.readouterr()
+        doctor.run(settings.store, assets=assets)
+        out = capsys.readouterr().out
+        assert "every file is as it was written" in out
+        assert f"note  proposals: {left} of 2 shards, {2 * left} of 4 images, 0 set aside; not finished: " in out
+        assert "run the same s4m-pipeline precompute-sam again" in out
+
+
+@pytest.mark.parametrize(
+    ("changes", "command"),
+    [({"sam_name": "import:a.json"}, "import-proposals"), ({"kind": "pseudo_labels"}, "pseudo-label")],
+)
+def test_the_command_that_made_a_store_is_the_one_to_run_again(assets, tmp_path, capsys, changes, command):
+    kind = changes.get("kind", "proposals")
+    identity = StoreIdentity(
+        **{"kind": kind, "sam_name": "none", **changes}, **SOURCE, schema_version=SCHEMA_VERSIONS[kind]
+    )
+    with StoreWriter.create_or_open(tmp_path, identity, [ImageKey(1, "a.png", 2, 2)], images_per_shard=1):
+        pass
+    doctor.run(str(tmp_path), assets=assets)
+    assert f"run the same s4m-pipeline {command} again" in capsys.readouterr().out
+    next(tmp_path.glob("plan/*.parquet")).write_bytes(b"")
+    with pytest.raises(StoreDamagedError) as caught:
+        doctor.run(str(tmp_path), assets=assets)
+    assert f"--repair, then the same s4m-pipeline {command} again" in caught.value.fix
+    doctor.run(str(tmp_path), repair=True, assets=assets)
+    assert f"files removed; run the same s4m-pipeline {command} again" in capsys.readouterr().out
+
+
+SOURCE = {"dataset_fingerprint": "d" * 64, "sam_sha256": ""}
 
 
 def test_no_store_is_an_input_error(assets, settings):

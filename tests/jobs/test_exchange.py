@@ -10,11 +10,12 @@ import pytest
 
 from data_schemas.manifest import ImageKey
 from jobs import cli, export_proposals, import_proposals
+from jobs.exchange import sources
 from jobs.exchange.formats import NO_POINT, NO_STABILITY
 from jobs.exchange.json_stream import item_at, items
 from jobs.exchange.sources import CocoResults
 from jobs.precompute_sam import precompute
-from jobs.settings import PrecomputeSettings, SamSettings
+from jobs.settings import PrecomputeSettings, SamSettings, SimilaritySettings
 from jobs.store_checks import image_keys
 from jobs.training.checks import _check_store
 from pipeline.data.coco import load_images
@@ -397,6 +398,43 @@ def test_where_a_library_comes_from_is_its_identity(data, tmp_path, capsys):
     write_results(tmp_path, [entry(11)])
     import_proposals.run(source, store, images=data, overwrite=True)
     assert [i for i, found in content(store).items() if found] == [11]
+
+
+def test_overwrite_removes_no_library_that_could_not_be_replaced(data, tmp_path):
+    """Similarity targets of a SAM stay in the store, and an imported library is of no SAM."""
+    store = tmp_path / "store"
+    settings = PrecomputeSettings(
+        images=str(data),
+        store=str(store),
+        sam=SamSettings("fake"),
+        similarity=SimilaritySettings(num_inside=4, num_uniform=4, rows_per_chunk=4),
+        proposals=GeneratorSettings(points_per_side=4),
+    )
+    precompute(settings, make_backend=fake_sam)
+    before = store_files(store)
+    with pytest.raises(StoreMismatchError, match="sam_sha256"):
+        import_proposals.run(write_results(tmp_path, [entry()]), str(store), images=data, overwrite=True)
+    assert store_files(store) == before
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_more_masks_than_a_library_holds_are_refused_before_anything_is_removed(data, tmp_path, form, monkeypatch):
+    store = str(tmp_path / "store")
+    import_proposals.run(write_results(tmp_path, [entry(12)]), store, images=data)
+    before = store_files(Path(store))
+    monkeypatch.setattr(sources, "MAX_ROWS", 2)
+    boxes = [box_code(x1=x) for x in (9, 10, 11)]
+    if form == "coco-results":
+        source = write_results(tmp_path, [entry(10), *(entry(11, segmentation=code) for code in boxes)])
+    else:
+        given = [{"predicted_iou": 0.9, "segmentation": code} for code in boxes]
+        source = write_folder(tmp_path, [document("00.png"), document("01.png", given)])
+    with pytest.raises(InputError, match="more masks of one image") as caught:
+        import_proposals.run(source, store, images=data, overwrite=True)
+    assert str(source) in str(caught.value.where)
+    assert caught.value.got.endswith(": 3 (1 images in all)")
+    assert caught.value.fix is not None
+    assert store_files(Path(store)) == before
 
 
 def test_an_interrupted_import_is_gone_on_with(data, tmp_path, monkeypatch, capsys):

@@ -96,6 +96,15 @@ def test_errors_keep_their_kind(isolated):
         isolated(raises={1: ZeroDivisionError("over")})(ToyJob((1,)))
 
 
+def test_a_child_whose_machine_failed_is_ended_and_the_next_job_gets_another(isolated, tmp_path):
+    stage = isolated(raises={2: EnvironmentProblemError("the device failed")})
+    with pytest.raises(EnvironmentProblemError, match="the device failed"):
+        stage(ToyJob((1, 2)))
+    child = int((tmp_path / "log").read_text().split()[1])
+    wait_for(lambda: not is_alive(child), 20)
+    assert stage(ToyJob((3,))) == {3: 9}
+
+
 def test_a_child_does_not_outlive_its_killed_parent(tmp_path):
     code = (
         "import sys; from pathlib import Path; from jobs.cluster.isolation import THREAD_VARIABLES, IsolatedStage\n"

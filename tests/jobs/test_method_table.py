@@ -113,7 +113,7 @@ def test_a_switch_changes_what_is_trained(switch):
         "model.refiner.samplng=softmax",  # mistyped
         "ema_decay=0.9996",  # what it is
         "labelled_stream.repeat_threshold=10.0",  # of a copy
-        "num_classes=9",
+        "channels=9",
         "similarity.feature=encoder",
     ],
 )

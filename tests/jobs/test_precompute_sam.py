@@ -1,7 +1,9 @@
 """The command as a whole: first run, second run, killed run, bad input; on FakeSam, and once on a real SAM 2."""
 
+import ast
 import json
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -11,15 +13,24 @@ from pathlib import Path
 
 import pytest
 
+from jobs import cli
 from jobs.cluster.ray_runner import WorkerSettings
 from jobs.precompute import plan as precompute_plan
 from jobs.precompute.cost_model import Row, StageSeconds, load_table
-from jobs.precompute_sam import load_inputs, precompute
+from jobs.precompute_sam import load_inputs, precompute, run
 from jobs.settings import PrecomputeSettings, SamSettings, SimilaritySettings
 from jobs.store_checks import image_keys, refuse_other_images
 from pipeline.data.instance_dataset import InstanceDataset
 from pipeline.data.splits import draw_split, save_split
-from pipeline.errors import ConfigError, InputError, StoreMismatchError, TooManyQuarantinedError
+from pipeline.errors import (
+    ConfigError,
+    EnvironmentProblemError,
+    InputError,
+    PipelineError,
+    StoreMismatchError,
+    TooManyQuarantinedError,
+)
+from pipeline.sam import sam2_backend
 from pipeline.sam.generator_settings import GeneratorSettings
 from pipeline.stores.proposal_store import ProposalStore
 from pipeline.stores.similarity_store import SimilarityStore
@@ -128,6 +139,33 @@ def test_overwrite_removes_nothing_where_the_run_would_be_refused(settings, tmp_
     assert store_files(Path(settings.store)) == before
 
 
+@pytest.mark.parametrize("dry_run", [False, True])
+def test_overwrite_of_one_kind_is_refused_where_the_other_stays_with_another_sam(settings, dry_run):
+    precompute(settings, make_backend=fake_sam)
+    before = store_files(Path(settings.store))
+    one = replace(settings, targets=("proposals",))
+    with pytest.raises(StoreMismatchError, match="sam_sha256"):
+        precompute(one, make_backend=other_sam, overwrite=True, dry_run=dry_run)
+    assert store_files(Path(settings.store)) == before
+    precompute(settings, make_backend=other_sam, overwrite=True, dry_run=dry_run)  # both go: nothing is in the way
+
+
+def other_sam(_settings):
+    return FakeSam(sha256="e" * 64)
+
+
+@pytest.mark.parametrize(
+    ("address", "workers", "words"),
+    [("127.0.0.1:1", WorkerSettings(), "Ray is not there"), ("start", WorkerSettings(gpus=99), "no room")],
+)
+def test_overwrite_removes_nothing_where_no_worker_can_start(settings, address, workers, words):
+    precompute(settings, make_backend=fake_sam)
+    before = store_files(Path(settings.store))
+    with pytest.raises(EnvironmentProblemError, match=words):
+        precompute(replace(settings, workers=workers), make_backend=fake_sam, overwrite=True, ray_address=address)
+    assert store_files(Path(settings.store)) == before
+
+
 def test_a_broken_table_of_measurements_stops_nothing(settings, tmp_path, capsys, monkeypatch):
     (tmp_path / "table.json").write_text("[")
     monkeypatch.setattr(precompute_plan, "load_table", lambda: load_table(tmp_path / "table.json"))
@@ -179,6 +217,35 @@ def test_dry_run_tells_hours_disk_and_memory_from_what_was_measured(settings, ca
     assert "(estimated: 8 min)" in capsys.readouterr().out
     precompute(settings, make_backend=fake_sam)
     assert "time:" not in capsys.readouterr().out
+
+
+def test_a_dry_run_needs_neither_the_gpu_nor_the_checkpoint(tmp_path, capsys, monkeypatch):
+    """As on a cluster's login node; which GPU the nodes have is said with --gpu."""
+    monkeypatch.setattr(sam2_backend, "fetch_checkpoint", lambda _: pytest.fail("downloaded"))
+    rows = [measured(sam="sam2.1_hiera_tiny", device="NVIDIA H100 80GB HBM3", precision="bf16"), measured()]
+    monkeypatch.setattr(precompute_plan, "load_table", lambda: rows)
+    config = tmp_path / "config.py"
+    config.write_text(
+        f"""images = "{write_coco(tmp_path / "data", 3)}"
+store = "{tmp_path}/store"
+sam = dict(name="sam2.1_hiera_tiny", device="cuda:7", precision="bf16")
+"""
+    )
+    run(config, dry_run=True)
+    out = capsys.readouterr().out
+    assert "nobody measured sam2.1_hiera_tiny on cuda in bf16" in out
+    assert "measured so far: sam2.1_hiera_tiny on NVIDIA H100 80GB HBM3 in bf16, fake on cpu in fp32" in out
+    run(config, dry_run=True, gpu="h100")
+    out = capsys.readouterr().out
+    assert "3 images, about" in out
+    assert "measured on NVIDIA H100 80GB HBM3, on 10 images" in out
+    run(config, dry_run=True, gpu="A100")
+    assert "nobody measured sam2.1_hiera_tiny on A100 in bf16" in capsys.readouterr().out
+    with pytest.raises(ConfigError, match="for an estimate only") as caught:
+        run(config, gpu="h100")
+    assert caught.value.fix == "add --dry-run"
+    with pytest.raises(ConfigError, match="bf16 is for CUDA"):
+        run(config, cfg_options=["sam.device=cpu"], dry_run=True)
 
 
 @pytest.mark.parametrize(
@@ -244,6 +311,15 @@ def test_a_plain_folder_has_proposals_but_no_targets(settings, tmp_path):
     assert ProposalStore.open(settings.store).image_ids() == [1, 2, 3]
 
 
+def test_broken_files_of_a_folder_are_counted_and_keep_their_number(settings, tmp_path, capsys):
+    write_images(tmp_path / "plain", 3)
+    (tmp_path / "plain/00.png").write_bytes(b"<html>")
+    folder = replace(settings, images=str(tmp_path / "plain"), targets=("proposals",), max_broken_share=0.5)
+    precompute(folder, make_backend=fake_sam)
+    assert ProposalStore.open(settings.store).image_ids() == [2, 3]
+    assert "left out: 1 image files" in capsys.readouterr().out
+
+
 def test_missing_images_are_found_before_anything_is_written(settings, tmp_path):
     for name in ("00.png", "03.png"):
         (tmp_path / "data" / name).unlink()
@@ -275,6 +351,74 @@ def test_bad_images_within_the_share_are_rows_with_a_reason_and_can_be_tried_aga
 def test_no_images_file_is_said_plainly(settings):
     with pytest.raises(InputError, match="images not found"):
         precompute(replace(settings, images="/nowhere/instances.json"), make_backend=fake_sam)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("images", "demo/scenes/annotations/train.json", "s4m-pipeline demo"),
+        ("images", "/nowhere/instances.json", "the head of the configuration"),
+        ("split", "demo/scenes/split.json", "s4m-pipeline demo"),
+        ("split", "/nowhere/split/split.json", "--image-root pictures --percent P --out /nowhere/split)"),
+    ],
+)
+@pytest.mark.parametrize("dry_run", [False, True])
+def test_a_missing_input_is_told_with_what_makes_it(settings, tmp_path, monkeypatch, name, value, words, dry_run):
+    monkeypatch.chdir(tmp_path)
+    wrong = replace(settings, **{"image_root": "pictures", name: value})
+    with pytest.raises(InputError, match=f"{name} not found") as caught:
+        precompute(wrong, make_backend=fake_sam, dry_run=dry_run)
+    assert words in caught.value.fix
+
+
+@pytest.mark.parametrize(
+    ("option", "code", "words"),
+    [
+        ("images=EMPTY", 3, "empty data set"),
+        ("images=SURROGATE", 3, "half a character"),
+        ("store=ftp://127.0.0.1:1/x", 6, "ConnectionRefusedError"),
+        ("store=nothing://x", 3, "no file system is known"),
+        ("sam.name=nothing", 3, "correct sam.name"),
+        ("sam.device=tpu", 3, "correct sam.device"),
+    ],
+)
+def test_every_refusal_says_what_to_do_next(tmp_path, option, code, words):
+    whole = write_coco(tmp_path / "data", 2)
+    values = json.loads(whole.read_text())
+    (tmp_path / "data/EMPTY").write_text(json.dumps({**values, "images": [], "annotations": []}))
+    values["images"][0]["file_name"] = "a\ud800.png"
+    (tmp_path / "data/SURROGATE").write_text(json.dumps(values))
+    config = tmp_path / "config.py"
+    config.write_text(f'images = "{whole}"\nstore = "{tmp_path}/store"\nsam = dict(name="scenes-nano")\n')
+    key, _, value = option.partition("=")
+    value = str(tmp_path / "data" / value) if value.isupper() else value
+    with pytest.raises(PipelineError) as caught:
+        run(config, cfg_options=[f"{key}={value}"])
+    assert caught.value.exit_code == code
+    assert words in str(caught.value)
+    assert "next:" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("option", "words"), [("annotations=a.json", "images=FILE"), ("percent=5", "split=DIR/split.json")]
+)
+def test_keys_of_trainings_are_told_what_they_are_called_here(option, words):
+    with pytest.raises(ConfigError, match="does not exist") as caught:
+        run(ROOT / "configs/sam/coco.py", cfg_options=[option], dry_run=True)
+    assert words in caught.value.got
+
+
+def test_the_commands_that_the_nuclei_config_says_run(tmp_path, monkeypatch):
+    write_coco(tmp_path / "IMAGES", 4).rename(tmp_path / "train.json")
+    text = ast.get_docstring(ast.parse((ROOT / "configs/sam/nuclei.py").read_text())).replace("\\\n", " ")
+    text = text.replace("DIR", str(tmp_path)).replace("IMAGES", str(tmp_path / "IMAGES"))
+    commands = [shlex.split(line) for line in text.splitlines() if "s4m-pipeline" in line]
+    assert [words[1] for words in commands] == ["split", "precompute-sam"]
+    monkeypatch.chdir(ROOT)
+    for words in commands:
+        with pytest.raises(SystemExit) as caught:
+            cli.main([*words[1:], *(["--dry-run"] if words[1] == "precompute-sam" else [])])
+        assert caught.value.code in (0, None)
 
 
 @pytest.mark.slow

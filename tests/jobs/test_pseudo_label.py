@@ -13,7 +13,14 @@ from jobs.labels.instances import PseudoLabelStage
 from jobs.labels.settings import refiner_of
 from jobs.networks import open_config
 from pipeline.data.coco import load_coco
-from pipeline.errors import CheckpointError, ConfigError, InputError, StoreMismatchError, TooManyQuarantinedError
+from pipeline.errors import (
+    CheckpointError,
+    ConfigError,
+    EnvironmentProblemError,
+    InputError,
+    StoreMismatchError,
+    TooManyQuarantinedError,
+)
 from pipeline.masks import rle
 from pipeline.models.weights import ASSETS
 from pipeline.stores.verify import verify
@@ -210,6 +217,25 @@ def test_overwrite_starts_again(finished, options, student, tmp_path):
     assert data_files(tmp_path / "run") == data_files(finished)
     label(student, tmp_path / "run", other, overwrite=True)
     assert all(row["score"] > 0.99 for row in rows_of(tmp_path / "run"))
+
+
+def test_overwrite_removes_nothing_where_the_run_would_be_refused(
+    finished, root, options, student, library, train, tmp_path
+):
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    before = data_files(run)
+    with pytest.raises(EnvironmentProblemError, match="Ray is not there"):
+        label(student, run, options, overwrite=True, ray_address="127.0.0.1:1")
+    shutil.copytree(root / "scenes", tmp_path / "scenes", ignore=shutil.ignore_patterns("*.png", "*.jpg"))
+    empty = [f"data_root={tmp_path / 'scenes'}", *toys.TINY, *FILTER]
+    with pytest.raises(TooManyQuarantinedError):
+        label(student, run, empty, overwrite=True)
+    assert data_files(run) == before
+    shutil.copytree(library, tmp_path / "library")  # of another SAM than the labels
+    for dry_run in (True, False):
+        with pytest.raises(StoreMismatchError, match="sam_sha256"):
+            label(student, tmp_path / "library", options, overwrite=True, dry_run=dry_run)
 
 
 @pytest.mark.slow

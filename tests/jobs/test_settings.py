@@ -58,6 +58,7 @@ def test_all_mistakes_are_told_at_once():
     [
         {"images_per_shard": 0},
         {"max_broken_share": 1.5},
+        {"max_alike_failures": 0},
         {"max_broken_share": float("nan")},
         {"retries": -1},
         {"targets": ()},

@@ -2,9 +2,11 @@
 
 import threading
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from data_schemas.manifest import SCHEMA_VERSIONS, ImageKey, StoreIdentity
@@ -168,6 +170,100 @@ def test_a_fault_of_the_machine_is_nobodys_image(settings, make_job):
     sam = Moody({2}, EnvironmentProblemError("the GPU fell off"))
     with pytest.raises(EnvironmentProblemError, match="fell off"):
         ProposalStage(settings, lambda _: sam)(make_job("proposals"))
+
+
+class Accelerated(RuntimeError):
+    """Stands for torch's own class, which this test makes by name."""
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("CUDA error: an illegal memory access was encountered\nCUDA kernel errors might be ..."),
+        RuntimeError("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED"),
+        RuntimeError("CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasSgemm(handle)`"),
+        Accelerated("whatever it says"),
+    ],
+)
+@pytest.mark.parametrize("together", [1, 3])
+def test_a_device_that_failed_ends_the_run_and_nothing_is_recorded(settings, make_job, monkeypatch, error, together):
+    monkeypatch.setattr(torch, "AcceleratorError", Accelerated, raising=False)
+    sam = Moody({2}, error)
+    with pytest.raises(EnvironmentProblemError, match="the device failed") as caught:
+        ProposalStage(replace(settings, images_per_batch=together), lambda _: sam)(make_job("proposals"))
+    assert str(error).splitlines()[0] in caught.value.got
+    assert sam.calls == 2  # not tried again
+    assert not list(Path(settings.store, "records").glob("*"))
+
+
+def test_a_lack_of_memory_is_the_images(settings, make_job):
+    sam = Moody({2, 3, 4}, torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB. See CUDA error"))
+    report = ProposalStage(settings, lambda _: sam)(make_job("proposals"))
+    assert [o.status for o in report.outcomes] == ["ok", "quarantined", "ok", "ok"]
+
+
+class Failing(Moody):
+    """Each failure has a text of its own, made of the number of the call."""
+
+    def __init__(self, failures, text):
+        super().__init__(failures, None)
+        self.text = text
+
+    def embed(self, images):
+        self.error = RuntimeError(self.text(self.calls + 1))
+        return super().embed(images)
+
+
+def test_many_images_in_a_row_that_fail_alike_end_the_run(settings, make_job):
+    """Also where they are of several shards; a read error between them says nothing of the machine."""
+    sam = Failing(range(2, 99), lambda call: f"no kernel, {call}.5 GiB")
+    stage = ProposalStage(replace(settings, retries=0, max_alike_failures=5), lambda _: sam)
+    job = make_job("proposals")
+    report = stage(job)
+    assert [o.status for o in report.outcomes] == ["ok", "quarantined", "quarantined", "quarantined"]
+    Path(settings.images, "00.png").unlink()
+    with pytest.raises(EnvironmentProblemError, match="5 images one after the other") as caught:
+        stage(job)
+    assert "no kernel" in caught.value.got
+    assert "max_alike_failures" in caught.value.fix
+
+
+@pytest.mark.parametrize(
+    ("failing", "reason"),
+    [({1, 2, 3, 5, 6, 7}, lambda _: "alike"), (range(1, 9), lambda call: f"the {'abcdefgh'[call - 1]}")],
+    ids=["one that is done between them", "other reasons"],
+)
+def test_failures_that_are_not_in_a_row_or_not_alike_end_nothing(settings, make_job, failing, reason):
+    sam = Failing(failing, reason)
+    stage = ProposalStage(replace(settings, retries=0, max_alike_failures=4), lambda _: sam)
+    job = make_job("proposals")
+    reports = [stage(job), stage(job)]
+    assert sum(o.status == "quarantined" for report in reports for o in report.outcomes) == len(failing)
+
+
+def test_an_image_with_more_proposals_than_a_library_holds_is_set_aside_alone(settings, make_job, monkeypatch):
+    for name in ("00.png", "02.png"):
+        Image.fromarray(np.full((24, 32, 3), 7, np.uint8)).save(f"{settings.images}/{name}")
+    monkeypatch.setattr(stages, "MAX_ROWS", 1)
+    report = ProposalStage(settings, lambda _: FakeSam())(make_job("proposals"))
+    assert [o.status for o in report.outcomes] == ["ok", "quarantined", "ok", "quarantined"]
+    bad = report.outcomes[1]
+    assert (bad.stage, bad.reason.split(";")[0]) == ("sam", "more proposals than a library holds")
+
+
+def test_targets_keep_from_image_to_image_how_many_points_fit(settings, make_job):
+    class Crowded(FakeSam):
+        def decoder_tokens(self, embedding, points_xy):
+            tried.append(len(points_xy))
+            if len(points_xy) > 4:
+                raise torch.OutOfMemoryError("no room")
+            return super().decoder_tokens(embedding, points_xy)
+
+    tried = []
+    settings = replace(settings, similarity=replace(settings.similarity, prompts_per_batch=8))
+    report = SimilarityStage(settings, lambda _: Crowded())(make_job("similarity"))
+    assert [o.status for o in report.outcomes] == ["ok"] * 4
+    assert tried == [8, *[4] * 8]
 
 
 def test_images_embedded_together_give_what_they_give_alone(settings, make_job):

@@ -126,7 +126,7 @@ def test_the_number_format_of_sam_is_checked_before_anything_is_built():
 
 def test_an_override_that_the_file_has_already_used_is_refused():
     with pytest.raises(ConfigError, match="`num_classes` has no effect") as caught:
-        read("teacher/coco_r50", "num_classes=5")
+        read("teacher/scenes_supervised", "num_classes=5")
     assert "copy of the file" in str(caught.value)
     assert (
         read("teacher/coco_r50", "backbone_checkpoint=weights.pth").model.backbone.init_cfg.checkpoint == "weights.pth"
@@ -307,6 +307,8 @@ def test_targets_of_all_classes_serve_a_training_of_some(scenes, tmp_path):
     names = [coco.categories[label].name for label in sorted(taught)][:2]
     config.train_dataloader.dataset.dataset.class_names = names
     config.model.panoptic_head.num_things_classes = 2
+    config.model.panoptic_fusion_head.num_things_classes = 2
+    config.model.panoptic_head.loss_cls.class_weight = [1.0, 1.0, 0.1]
     check_inputs(config)
 
 
@@ -318,6 +320,39 @@ def test_other_classes_than_the_networks_are_refused(scenes):
     with pytest.raises(ConfigError, match="another number of classes") as caught:
         inputs_of("teacher/scenes_supervised", scenes)
     assert "ninth" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "place", ["panoptic_head.num_things_classes", "panoptic_fusion_head.num_things_classes", "class_weight"]
+)
+def test_every_place_that_is_told_the_number_of_classes_is_checked(scenes, place):
+    config = read("teacher/scenes_supervised", f"data_root={scenes.root}")
+    head, fusion = config.model.panoptic_head, config.model.panoptic_fusion_head
+    if place == "class_weight":
+        head.loss_cls.class_weight = [1.0, 0.1]
+    else:
+        {"panoptic_head": head, "panoptic_fusion_head": fusion}[place.split(".")[0]].num_things_classes = 1
+    with pytest.raises(ConfigError, match="another number of classes") as caught:
+        check_inputs(config)
+    assert caught.value.expected.startswith("1 classes")
+    assert caught.value.expected.count("classes (model") == 1
+    assert place in caught.value.expected
+    assert "--cfg-options num_classes=8" in caught.value.fix
+
+
+@pytest.mark.parametrize("name", ["teacher/coco_r50", "student/coco_r50_points", "student/coco_r50_cpi_u"])
+def test_the_number_of_classes_of_a_coco_training_is_one_option(name):
+    for options, count in ([], 80), (["num_classes=3"], 3):
+        config = read(name, *options)
+        check_settings(config, where="here")
+        network = config.model.get("detector", config.model)
+        assert network.panoptic_head.num_things_classes == count
+        assert network.panoptic_fusion_head.num_things_classes == count
+        assert network.panoptic_head.loss_cls.class_weight == [1.0] * count + [0.1]
+    assert "num_classes = 0" in refusal(name, "num_classes=0")
+    with pytest.raises(ConfigError, match="cannot be filled") as caught:
+        read(name, "num_classes=many")
+    assert (caught.value.where, caught.value.got) == ("many x 1.0", "many")
 
 
 def test_a_validation_set_with_other_names_is_refused(scenes):

@@ -60,7 +60,7 @@ def test_a_wrong_digest_is_refused_and_a_right_one_returned(tmp_path):
     assert verify_sha256(path, right) == verify_sha256(path, right.upper()) == verify_sha256(path, None) == right
     with pytest.raises(CheckpointError, match=right) as caught:
         verify_sha256(path, "0" * 64)
-    assert "--sam-sha256" in str(caught.value)
+    assert f"--cfg-options sam.sha256={sha256_of(path)}" in str(caught.value)
     with pytest.raises(ConfigError, match="64 hexadecimal"):
         verify_sha256(path, "not a digest")
 

@@ -3,6 +3,7 @@
 import copy
 import json
 import logging
+import os
 from pathlib import Path
 
 import numpy as np
@@ -255,6 +256,26 @@ def test_folder_is_deterministic_and_reports_broken_files(root):
     assert [entry.file_name for entry in coco.broken] == ["z.jpg"]
     assert "HTML" in coco.broken[0].reason
     assert load_images(root, None) == coco
+
+
+def test_mending_a_broken_file_of_a_folder_leaves_the_ids_of_all_others(root):
+    (root / "0.png").write_bytes(b"<html>")
+    before = folder_as_coco(root)
+    assert [(i.image_id, i.file_name) for i in before.images] == [(2, "a.png"), (3, "sub/b.png")]
+    (root / "0.png").write_bytes((root / "a.png").read_bytes())
+    after = folder_as_coco(root)
+    assert after.images[1:] == before.images
+    assert (after.images[0].image_id, after.broken) == (1, ())
+
+
+def test_a_file_name_that_is_no_text_is_a_broken_file_that_can_be_told(root):
+    try:
+        Path(os.fsdecode(os.fsencode(root) + b"/\xff.png")).write_bytes((root / "a.png").read_bytes())
+    except OSError:
+        pytest.skip("this file system takes no such name")
+    (entry,) = folder_as_coco(root).broken
+    assert "half a character" in entry.reason
+    assert entry.file_name.encode() == b"\\udcff.png"
 
 
 def test_empty_folder(tmp_path):

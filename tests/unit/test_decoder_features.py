@@ -6,7 +6,14 @@ import torch
 
 from data_schemas.similarity import MAX_QUANTISATION_ERROR, dequantise, quantise
 from pipeline.errors import ConfigError, InputError
-from pipeline.sam.decoder_features import cells_of_points, sample_target_points, similarity_targets
+from pipeline.sam.batches import BatchSize
+from pipeline.sam.decoder_features import (
+    cells_of_points,
+    features_at_points,
+    rows_at_points,
+    sample_target_points,
+    similarity_targets,
+)
 from pipeline.sam.sam2_backend import SCENES_NANO, build_backend
 from tests.fakes import FakeSam
 
@@ -20,6 +27,36 @@ def backend():
 def image():
     blocks = np.random.default_rng(5).integers(0, 256, (5, 7, 3), np.uint8)
     return np.kron(blocks, np.ones((9, 11, 1), np.uint8))  # 45 x 77
+
+
+class Crowded(FakeSam):
+    """A device with room for three points at a time."""
+
+    def decoder_tokens(self, embedding, points_xy):
+        tried.append(len(points_xy))
+        if len(points_xy) > 3:
+            raise torch.OutOfMemoryError("no room")
+        return super().decoder_tokens(embedding, points_xy)
+
+
+tried: list[int] = []
+
+
+@pytest.mark.parametrize("read", [rows_at_points, features_at_points])
+def test_a_full_device_halves_the_batch_for_this_image_and_the_next(read, image):
+    sam, batch = Crowded(), BatchSize(16)
+    embedding = sam.embed([image])[0]
+    points = np.random.default_rng(2).uniform(0, 45, (8, 2)).astype(np.float32)
+    expected = read(FakeSam(), embedding, points)
+    tried.clear()
+    torch.testing.assert_close(read(sam, embedding, points, batch=batch), expected)
+    assert tried == [8, 8, 4, 2, 2, 2, 2]  # batches of 16, 8, 4 and then 2
+    tried.clear()
+    read(sam, embedding, points, batch=batch)
+    assert tried == [2, 2, 2, 2]
+    tried.clear()
+    read(sam, embedding, points)
+    assert tried[0] == 8
 
 
 def literal_row(backend, embedding, x, y):

@@ -217,7 +217,19 @@ def test_names_inside_the_root(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name", ["../a.png", "sub/../../a.png", "/etc/hostname", "..\\a.png", "C:\\a.png", "a\0.png", "", " ", "out/a.png"]
+    "name",
+    [
+        "../a.png",
+        "sub/../../a.png",
+        "/etc/hostname",
+        "..\\a.png",
+        "C:\\a.png",
+        "a\0.png",
+        "",
+        " ",
+        "out/a.png",
+        "a\ud800.png",
+    ],
 )
 def test_names_that_leave_the_root_are_refused(tmp_path, name):
     root = tmp_path / "root"

@@ -1,4 +1,5 @@
 import shutil
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -8,12 +9,14 @@ from safetensors.torch import save_file
 from pipeline.errors import CheckpointError, ConfigError, EnvironmentProblemError, InputError
 from pipeline.sam import sam2_backend
 from pipeline.sam.checkpoints import HUB_CHECKPOINTS, sha256_of
+from pipeline.sam.interface import SamFacts
 from pipeline.sam.sam2_backend import (
     SCENES_NANO,
     Sam2Backend,
     _architecture,
     build_backend,
     build_model,
+    describe_backend,
     resolve_device,
 )
 
@@ -252,6 +255,24 @@ def test_a_stored_checkpoint_gives_the_same_backend(tmp_path):
         build_backend(str(path), config=SCENES_NANO, sha256="0" * 64)
 
 
+def test_a_sam_is_described_as_it_is_built_and_a_published_one_without_its_file(backend, tmp_path, monkeypatch):
+    save_file(backend.model.state_dict(), tmp_path / "own.safetensors")
+    own = {"name_or_path": str(tmp_path / "own.safetensors"), "config": SCENES_NANO}
+    for arguments in ({"name_or_path": SCENES_NANO}, own):
+        built = build_backend(**arguments)
+        expected = SamFacts(built.name, built.sha256, built.grid_hw)
+        assert describe_backend(**arguments, device="cuda:9", precision="bf16") == expected
+    monkeypatch.setattr(sam2_backend, "fetch_checkpoint", lambda _: pytest.fail("downloaded"))
+    name = "sam2.1_hiera_tiny"
+    assert describe_backend(name) == SamFacts(name, HUB_CHECKPOINTS[name].sha256, (64, 64))
+    assert describe_backend(name, sha256="A" * 64).sha256 == "a" * 64
+    for wrong in ({"device": "tpu"}, {"precision": "bf16"}, {"sha256": "abc"}):
+        with pytest.raises(ConfigError):
+            describe_backend(name, **wrong)
+    with pytest.raises(ConfigError, match="unknown SAM"):
+        describe_backend("nothing.pt")
+
+
 def test_a_published_file_name_brings_its_config_and_digest(tmp_path):
     path = tmp_path / "sam2.1_hiera_tiny.pt"
     path.write_bytes(b"not the real one")
@@ -342,11 +363,32 @@ def test_devices(monkeypatch):
     with pytest.raises(EnvironmentProblemError, match="1 CUDA devices"):
         resolve_device("cuda:1")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
-    with pytest.raises(EnvironmentProblemError, match="--device cpu"):
+    with pytest.raises(EnvironmentProblemError, match=r"sam\.device=cpu and sam\.precision=fp32"):
         resolve_device("cuda")
     for name in ("gpu", "mps", "cuda:x", ""):
         with pytest.raises(ConfigError, match="device"):
             resolve_device(name)
+
+
+def test_less_exact_products_are_for_sams_own_half_precision_alone(monkeypatch):
+    backend = Sam2Backend(nano_model(), name="x", sha256="0" * 64)
+    backend.precision, backend.device = "bf16", torch.device("cuda")  # as on a GPU; nothing is computed there
+    monkeypatch.setattr(torch, "autocast", lambda *_args, **_options: nullcontext())
+    assert torch.get_float32_matmul_precision() == "highest"
+    seen = []
+
+    def fails():
+        with backend._inference():
+            seen.append(torch.get_float32_matmul_precision())
+            raise torch.OutOfMemoryError
+
+    with pytest.raises(torch.OutOfMemoryError):
+        fails()
+    assert seen == ["high"]
+    assert torch.get_float32_matmul_precision() == "highest"
+    backend.precision = "fp32"
+    with backend._inference():
+        assert torch.get_float32_matmul_precision() == "highest"
 
 
 def test_bf16_is_refused_on_the_cpu():

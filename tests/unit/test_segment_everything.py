@@ -1,6 +1,4 @@
 import math
-import subprocess
-import sys
 from dataclasses import fields, replace
 
 import numpy as np
@@ -10,13 +8,15 @@ from omegaconf import OmegaConf
 
 from data_schemas.proposals import check_proposal, proposal_order
 from jobs.bench.stock_generator import stock_generator
+from jobs.measurements.large_image import CAP_MB, measure
 from pipeline.errors import ConfigError
 from pipeline.masks import rle
 from pipeline.sam import full_resolution
+from pipeline.sam.batches import BatchSize, in_batches
 from pipeline.sam.coarse_to_fine import spared
 from pipeline.sam.generator_settings import GeneratorSettings
 from pipeline.sam.sam2_backend import SCENES_NANO, Sam2Backend, _architecture, build_backend, build_model
-from pipeline.sam.segment_everything import BatchSize, distinct, in_batches, point_grid, segment_everything
+from pipeline.sam.segment_everything import distinct, point_grid, segment_everything
 from pipeline.sam.small_regions import clean
 from tests.fakes import FakeSam, region_at
 
@@ -457,27 +457,9 @@ def test_the_defaults_are_those_of_the_reference():
     assert {each.name for each in fields(GeneratorSettings)} - set(names) == {"max_proposals", "coarse_points_per_side"}
 
 
-_MEASURE = """
-import resource, sys
-import numpy as np
-from pipeline.sam.generator_settings import GeneratorSettings
-from pipeline.sam.sam2_backend import build_backend
-from pipeline.sam.segment_everything import segment_everything
-
-settings = GeneratorSettings(points_per_side=16, pred_iou_threshold=0.2, stability_score_threshold=0.2)
-backend = build_backend("scenes-nano")
-blocks = np.random.default_rng(0).integers(0, 256, (12, 18, 3), np.uint8)
-for side in (16, 333):
-    image = np.kron(blocks, np.ones((side, side, 1), np.uint8))
-    found = segment_everything(backend, image, settings)
-    print(len(found), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
-"""
-
-
 @pytest.mark.slow
 def test_a_24_megapixel_image_takes_its_pixels_and_little_more():
     """Stock would hold every mask of a batch: 192 of 96 MB each. Ours: three copies of one channel, as floats."""
-    done = subprocess.run([sys.executable, "-c", _MEASURE], check=True, capture_output=True, text=True)
-    (_, before), (found, after) = (map(int, line.split()) for line in done.stdout.splitlines())
-    assert found > 3
-    assert after - before < 600  # MB; the image itself has 72
+    (peak,) = measure(1)
+    assert peak.masks > 3
+    assert peak.more < CAP_MB == 600  # the image itself has 72

@@ -375,12 +375,9 @@ def test_sam_computes_in_the_precision_asked_for(monkeypatch):
 
     def build(name, **options):
         asked.append(options)
-        torch.set_float32_matmul_precision("high")  # as a bf16 one does
         return FakeSam()
 
     monkeypatch.setattr(semi_student, "build_backend", build)
-    torch.set_float32_matmul_precision("highest")
     make_refiner("points", sam="fake")
     make_refiner("points", sam="fake", device="cuda:1", precision="bf16")
     assert [(each["device"], each["precision"]) for each in asked] == [("cpu", "fp32"), ("cuda:1", "bf16")]
-    assert torch.get_float32_matmul_precision() == "highest"  # nobody asked for less of the student

@@ -14,9 +14,11 @@ from data_schemas.manifest import ImageKey, ImageOutcome
 from data_schemas.similarity import SimilarityLayout
 from pipeline.errors import EnvironmentProblemError, InputError, StoreMismatchError
 from pipeline.stores.files import ArrowFiles, LocalFiles, RemoteFiles, open_files
+from pipeline.stores.lock import StoreBusyError, StoreLock
 from pipeline.stores.proposal_store import ProposalStore, commit_proposals
-from pipeline.stores.shards import plan_shards, shard_id
+from pipeline.stores.shards import plan_shards, read_manifest, shard_id
 from pipeline.stores.similarity_store import SimilarityStore
+from pipeline.stores.verify import verify
 from pipeline.stores.writer import preview, remove_part
 
 IDENTITY = make_identity()
@@ -120,6 +122,35 @@ def test_the_other_kind_must_come_from_the_same_sam_and_layouts_must_agree(tmp_p
     fill(tmp_path, "similarity")
     with pytest.raises(StoreMismatchError, match=r"layout\.rows_per_chunk = 8"):
         open_writer(tmp_path, "similarity", layout=dataclasses.replace(LAYOUT, rows_per_chunk=8))
+
+
+def test_a_refusal_names_the_kind_and_advises_to_make_no_other_kind_anew(tmp_path):
+    """A changed split makes other targets; the library, hours of work, is still right."""
+    fill(tmp_path)
+    fill(tmp_path, "similarity")
+    with pytest.raises(StoreMismatchError, match=r"^the similarity targets of the store were") as caught:
+        open_writer(tmp_path, "similarity", images=IMAGES[:3])
+    assert '--overwrite --cfg-options "targets=[similarity]"' in caught.value.fix
+    other = make_identity("similarity", sam_sha256="b" * 64)
+    with pytest.raises(StoreMismatchError, match=r"^the proposals and similarity targets of the store were") as caught:
+        open_writer(tmp_path, "similarity", identity=other)
+    assert '"targets=[proposals,similarity]"' in caught.value.fix
+    assert caught.value.got.count("sam_sha256") == 1
+    with pytest.raises(StoreMismatchError, match=r"^the proposals of the store were") as caught:
+        preview_with(tmp_path, identity=other, layout=LAYOUT, replaced=["similarity"])
+    assert '"targets=[proposals,similarity]"' in caught.value.fix
+
+
+def test_what_another_command_made_is_not_advised_to_be_overwritten(tmp_path):
+    fill(tmp_path, "similarity")
+    with pytest.raises(StoreMismatchError) as caught:
+        open_writer(tmp_path, identity=make_identity(sam_name="import:a.json", sam_sha256="b" * 64))
+    assert caught.value.fix.startswith("give this run another store path: ")
+    imported = tmp_path / "imported"
+    fill(imported, identity=make_identity(sam_name="import:a.json"))
+    with pytest.raises(StoreMismatchError) as caught:
+        open_writer(imported, identity=make_identity(sam_name="import:b.json"))
+    assert caught.value.fix.endswith("or --overwrite to make it anew")
 
 
 def test_a_writer_of_another_schema_or_without_its_layout_is_refused(tmp_path):
@@ -235,6 +266,33 @@ def test_removing_a_part_leaves_the_other_and_foreign_files(tmp_path):
     remove_part(tmp_path, "proposals")
     assert contents(tmp_path) == {"notes.txt": b"mine"}
     remove_part(tmp_path, "proposals")
+
+
+def test_a_part_that_comes_while_the_lock_is_awaited_is_not_lost(tmp_path, monkeypatch):
+    fill(tmp_path, "similarity")
+    take, added = StoreLock.acquire, []
+
+    def later(lock, timeout=0.0):
+        if not added:
+            added.append(lock)
+            fill(tmp_path, "proposals")  # another job, quicker than this one
+        return take(lock, timeout)
+
+    monkeypatch.setattr(StoreLock, "acquire", later)
+    remove_part(tmp_path, "similarity")
+    assert verify(tmp_path) == []
+    assert list(read_manifest(open_files(tmp_path)).parts) == ["proposals"]
+
+
+def test_of_several_parts_none_is_removed_where_one_is_being_written(tmp_path):
+    fill(tmp_path, "similarity")
+    with open_writer(tmp_path, "proposals"):
+        before = contents(tmp_path)
+        with pytest.raises(StoreBusyError):
+            remove_part(tmp_path, "similarity", "proposals")
+        assert contents(tmp_path) == before
+    remove_part(tmp_path, "similarity", "proposals")
+    assert contents(tmp_path) == {}
 
 
 def test_addresses_lead_to_the_right_files(tmp_path):
