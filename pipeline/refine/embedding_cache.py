@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 
 from pipeline.errors import InputError
 from pipeline.refine.interface import check_number
-from pipeline.sam.interface import ImageEmbedding, SamBackend
 from pipeline.sam.batches import BatchSize, in_batches
+from pipeline.sam.interface import ImageEmbedding, SamBackend
 
 
 class EmbeddingCache:

@@ -119,6 +119,26 @@ def test_prompts_are_batched():
     np.testing.assert_array_equal(refined.masks, again.masks)
 
 
+def test_prompts_that_a_gpu_has_no_room_for_are_asked_in_smaller_batches(monkeypatch):
+    image, _, seeds = two_objects()
+    teacher, asked = teacher_of(np.concatenate([seeds, seeds])), []
+
+    class Full(FakeSam):
+        def decode_points(self, embedding, points_xy, labels):
+            asked.append(len(points_xy))
+            if len(points_xy) > 1:
+                raise torch.OutOfMemoryError("no room")
+            return super().decode_points(embedding, points_xy, labels)
+
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    expected = refine(PointPromptRefiner(FakeSam()), teacher, image)
+    found = refine(PointPromptRefiner(Full()), teacher, image)
+    assert np.array_equal(found.masks, expected.masks)
+    assert found.outcomes == expected.outcomes == ["matched"] * 4
+    assert asked[-4:] == [1, 1, 1, 1]
+    assert max(asked) > 1
+
+
 def test_few_pixels_are_padded_and_empty_masks_not_prompted():
     _, _, seeds = two_objects()
     masks = np.concatenate([np.zeros_like(seeds[:1]), seeds])
