@@ -1,6 +1,9 @@
 """Where the time of segment everything goes, in the stock generator and here: figures and a picture.
 
 python -m jobs.measurements.generator_profile --out docs/results/generator_stages.json --picture FILE.png
+
+On images of yours: ``--config configs/sam/nuclei.py --images DIR [DIR ...] --limit 4``; a pair of bars for each folder,
+seconds an image.
 """
 
 import argparse
@@ -18,6 +21,9 @@ from jobs.bench.stock_generator import stage_times, stock_generator
 from jobs.config_files import load_config
 from jobs.measurements.stage_table import Clock, segment_in_stages
 from jobs.training.runs import provenance
+from pipeline.data.coco import load_images
+from pipeline.errors import InputError
+from pipeline.images import read_image
 from pipeline.sam.generator_settings import GeneratorSettings
 from pipeline.sam.interface import SamBackend
 from pipeline.sam.sam2_backend import Sam2Backend, build_backend
@@ -40,6 +46,30 @@ def profile(backend: Sam2Backend, image: NDArray[Any], settings: GeneratorSettin
             for name, parts in STAGES.items():
                 totals[name] += sum(one.get(part, 0.0) for part in parts) / repeats if number else 0.0
     return {"image": f"{image.shape[0]} x {image.shape[1]}", "ours": ours, "stock": stock}
+
+
+def profile_many(
+    backend: Sam2Backend, images: Sequence[NDArray[Any]], settings: GeneratorSettings, *, name: str, repeats: int
+) -> dict[str, Any]:
+    """Means over images of what :func:`profile` gives; ``name`` says of which."""
+    each = [profile(backend, image, settings, repeats=repeats) for image in images]
+    megapixels = sum(image.shape[0] * image.shape[1] for image in images) / 1e6 / len(images)
+    means = {
+        way: {stage: sum(one[way][stage] for one in each) / len(each) for stage in STAGES} for way in ("ours", "stock")
+    }
+    return {"image": f"{len(images)} images of {name}, {megapixels:.2f} megapixels each on average", **means}
+
+
+def first_images(folder: Path, limit: int) -> list[NDArray[Any]]:
+    """The first images of a folder by name, RGB [H, W, 3] uint8.
+
+    Raises:
+        InputError: no image that can be read.
+    """
+    coco = load_images(folder, folder)
+    if not coco.images:
+        raise InputError("no images", where=folder, expected="image files", got="none")
+    return [read_image(coco.path_of(image)) for image in coco.images[:limit]]
 
 
 def _ours(backend: SamBackend, image: NDArray[Any], settings: GeneratorSettings) -> dict[str, float]:
@@ -74,7 +104,9 @@ def draw(rows: Sequence[Mapping[str, Any]], out: Path) -> None:
                 left += seconds
             axis.text(left, height, f"  {left:.2f} s", va="center")
         axis.set_yticks([0, 1], ["here", "stock"])
-        axis.set_title(f"{row['image']} pixels", loc="left", fontsize=10)
+        axis.set_title(
+            row["image"] if "images of" in row["image"] else f"{row['image']} pixels", loc="left", fontsize=10
+        )
         axis.set_xlim(0, 1.12 * max(sum(row[way].values()) for way in ("stock", "ours")))
         axis.spines[["top", "right"]].set_visible(False)
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=5, frameon=False, fontsize=9)
@@ -84,17 +116,32 @@ def draw(rows: Sequence[Mapping[str, Any]], out: Path) -> None:
 
 
 def main() -> None:
-    """Profile the embedded SAM on a scene at three sizes."""
+    """Profile the embedded SAM on a scene at three sizes, or on the first images of folders."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
     parser.add_argument("--out", type=Path, required=True, help="a .json file")
     parser.add_argument("--picture", type=Path, required=True, help="a .png file")
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--config", type=Path, default=Path(__file__).parents[2] / "configs/sam/scenes.py")
+    parser.add_argument("--images", type=Path, nargs="+", help="folders; default: a scene at three sizes")
+    parser.add_argument("--limit", type=int, default=4, help="images of each folder")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    config = load_config(Path(__file__).parents[2] / "configs/sam/scenes.py", [])
-    backend, settings = build_backend("scenes-nano"), GeneratorSettings(**config.proposals)
-    sizes = ((192, 192), (480, 640), (1080, 1920))
-    rows = [profile(backend, scene(size_hw), settings, repeats=args.repeats) for size_hw in sizes]
+    backend = build_backend("scenes-nano")
+    settings = GeneratorSettings(**load_config(args.config, []).proposals)
+    if args.images:
+        rows = [
+            profile_many(
+                backend,
+                first_images(folder, args.limit),
+                settings,
+                name=(folder.parent if folder.name == "images" else folder).name,
+                repeats=args.repeats,
+            )
+            for folder in args.images
+        ]
+    else:
+        sizes = ((192, 192), (480, 640), (1080, 1920))
+        rows = [profile(backend, scene(size_hw), settings, repeats=args.repeats) for size_hw in sizes]
     about = {key: value for key, value in provenance().items() if key != "command"}
     result = {"sam": "scenes-nano", "clicks": settings.points_per_side**2, "sizes": rows, **about, "threads": 1}
     args.out.write_text(json.dumps(result, indent=1) + "\n")
