@@ -10,7 +10,7 @@ from jobs import precompute_sam
 from jobs.bench import steps as bench_steps
 from jobs.config_files import write_resolved
 from jobs.settings import load_settings
-from jobs.training.runs import RESOLVED, read_training_config
+from jobs.training.runs import DONE, RESOLVED, read_training_config
 from pipeline.scenes.dataset import SceneFiles
 from tests.jobs.toy_networks import fresh_network
 from tests.toy_scenes import small_scenes
@@ -44,6 +44,7 @@ def write_demo(root: Path) -> ToyDemo:
         write_resolved(read_training_config(CONFIGS / f"teacher/scenes_{name}.py", [data, *store]), run / RESOLVED)
         state = fresh_network([data], number).state_dict()
         torch.save({"state_dict": state}, run / "iter_1.pth")
+        (run / DONE).write_text("{}")
     save_file(state, bench_steps.teacher_file(root))
     for name in ("points", "cpi_u"):
         run = root / f"student_{name}"
