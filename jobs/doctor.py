@@ -32,7 +32,7 @@ PACKAGES = (
     "safetensors",
 )
 ASSETS = Path(__file__).parents[1] / "pipeline" / "assets"
-EMBEDDED = ("scenes_nano", "scenes_base", "refer_lavt_base")
+EMBEDDED = ("scenes_nano", "scenes_base", "refer_lavt_base", "refer_rela_base")
 _DASHBOARD = ("127.0.0.1", 8265)
 
 

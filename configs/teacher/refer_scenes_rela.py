@@ -1,8 +1,7 @@
 """ReLA on the labelled sentences of the scenes: burn-in and supervised baseline with the second network (Table 7).
 
-Claim (paper, RefCOCO with 1 % of labels): 31.5 oIoU. Cost: as ``refer_scenes_lavt.py``. It starts from random weights:
-no start is shipped yet. ``python -m jobs.embedded.train_refer_base rela --out DIR`` trains one in hours;
-``--cfg-options init_checkpoint=DIR/refer_rela_base.safetensors`` takes it.
+Claim (paper, RefCOCO with 1 % of labels): 31.5 oIoU. Cost: as ``refer_scenes_lavt.py``. It starts from
+``refer-rela-base``, as that one does from ``refer-lavt-base``.
 
     s4m-pipeline train-teacher configs/teacher/refer_scenes_rela.py
 """
@@ -15,4 +14,4 @@ with read_base():
     from .._base_.rela_optim import *  # isort: skip  (they take the place of LAVT's)
     from .._base_.rela_scenes import *  # isort: skip
 
-init_checkpoint = None
+init_checkpoint = "refer-rela-base"

@@ -19,6 +19,7 @@ ASSETS = Path(__file__).parents[1] / "assets"
 EMBEDDED = {
     "scenes-base": ASSETS / "scenes_base.safetensors",
     "refer-lavt-base": ASSETS / "refer_lavt_base.safetensors",
+    "refer-rela-base": ASSETS / "refer_rela_base.safetensors",
 }
 """Starts that are shipped with the package, by name."""
 CLASS_LAYERS = r"panoptic_head\.cls_embed\."

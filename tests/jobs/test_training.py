@@ -360,7 +360,10 @@ def test_half_precision_without_a_gpu_is_refused_with_the_way_out(scenes, tmp_pa
         run_training(TEACHER, small(scenes, **{"optim_wrapper.type": "AmpOptimWrapper"}), tmp_path / "run")
 
 
-@pytest.mark.parametrize("config", [TEACHER, CONFIGS / "teacher/refer_scenes_lavt.py"], ids=lambda path: path.stem)
+STARTED = (TEACHER, *(CONFIGS / f"teacher/refer_scenes_{name}.py" for name in ("lavt", "rela")))
+
+
+@pytest.mark.parametrize("config", STARTED, ids=lambda path: path.stem)
 def test_the_shipped_start_is_what_a_network_begins_with(config):
     config = open_config(config, [])
     model = MODELS.build(config.model)
