@@ -68,7 +68,7 @@ def refuse_device_failure(error: Exception) -> None:
             "the device failed",
             got=one_line(error),
             fix="look at the GPU (nvidia-smi, s4m-pipeline doctor), then run the same command again: it does what is "
-            "missing; or use --cfg-options sam.device=cpu sam.precision=fp32",
+            "missing; or use --cfg-options sam.device=cpu --cfg-options sam.precision=fp32",
         ) from error
 
 

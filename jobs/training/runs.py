@@ -80,7 +80,11 @@ def _repeated(item: Any) -> list[Any]:
         return [item]
     if not count.isdecimal():
         raise ConfigError(
-            "a placeholder cannot be filled", where=item, expected="a count, a whole number from 0", got=count
+            "a placeholder cannot be filled",
+            where=item,
+            expected="a count, a whole number from 0",
+            got=count,
+            fix="correct the setting that says how many, such as num_classes",
         )
     return [float(value)] * int(count)
 

@@ -20,7 +20,7 @@ class BothNetworksLoop(ValLoop):
         self.runner.call_hook("before_val")
         self.runner.call_hook("before_val_epoch")
         self.runner.model.eval()
-        metrics = {**self._figures_of("student")}
+        metrics = dict(self._figures_of("student"))
         for name, value in self._figures_of("teacher").items():
             metric, _, figure = name.rpartition("/")
             metrics[f"{metric}/{TEACHER_PREFIX}{figure}" if metric else f"{TEACHER_PREFIX}{figure}"] = value
