@@ -18,6 +18,7 @@ from jobs.ablation.tables import TABLES, TITLES, Cell, Part, Table, find_table
 from jobs.config_files import as_text
 from jobs.training.runs import read_training_config
 from pipeline.errors import ConfigError, InputError
+from pipeline.refine.build import LIBRARY_REFINERS
 
 ROOT = Path(__file__).parents[2]
 TEACHER, STUDENT = Part("teacher/scenes_supervised"), Part("student/scenes_none")
@@ -100,6 +101,20 @@ def test_teachers_are_shared_and_seeds_are_not(tmp_path):
     assert [job.digest for job in elsewhere] == [job.digest for job in jobs]
     longer = Planner(Study(TOY, "short", 2, tmp_path / "work")).jobs()
     assert {job.digest for job in longer}.isdisjoint(job.digest for job in jobs)
+
+
+def test_a_threshold_that_is_the_refiners_own_is_trained_once_for_all_tables(tmp_path):
+    def digests(name):
+        study = Study(find_table(name), "short", 1, tmp_path, percent=5)
+        return {job.cell.name: job.digest for job in Planner(study).jobs()}
+
+    thresholds, matchers = digests("semires-3"), digests("semires-2")
+    for row, matcher in (("iom_5", "iom"), ("cpi_7", "cpi"), ("cpi_u_7", "cpi_u")):
+        assert thresholds[row] == matchers[matcher]
+        refiner, settings = LIBRARY_REFINERS[matcher]
+        built = refiner(proposals=None)
+        assert {getattr(built, key) for key in settings} == {int(row[-1]) / 10}
+    assert len(set(thresholds.values())) == 9
 
 
 def test_shares_of_labels_lie_beside_each_other(tmp_path):
