@@ -2,8 +2,9 @@
 
 Claim: what S4M and SemiRES read from SAM, computed once instead of in every training step. All 2,975 training images
 get targets, so that one store serves every share of labels; a training reads those of its labelled images only. Cost:
-not measured here; about 1 MB an image for the targets and 100 kB for the proposals. ``--dry-run`` estimates hours and
-disk.
+not measured here; about 2 MB an image for the targets (twice the points of COCO's: a training crop shows a quarter of
+an image) and 100 kB for the proposals. ``--dry-run`` estimates the disk, and hours once this SAM and GPU are measured
+(``python -m jobs.measurements.stage_table``).
 
     s4m-pipeline convert-cityscapes data/cityscapes
     s4m-pipeline precompute-sam configs/sam/cityscapes.py --ray-address auto --cfg-options workers.gpus=1
@@ -26,7 +27,7 @@ proposals = dict(
     stability_score_offset=1.0,
     box_nms_threshold=0.7,
 )
-similarity = dict(num_inside=128, num_uniform=128, rows_per_chunk=64, seed=0)
+similarity = dict(num_inside=256, num_uniform=256, rows_per_chunk=64, seed=0)
 
 images_per_shard = 64
 max_broken_share = 0.01

@@ -1,7 +1,8 @@
 """Nuclei, labels and structural distillation; otherwise as nuclei_supervised.
 
 s4m-pipeline precompute-sam configs/sam/nuclei.py --cfg-options images=... (see there)
-s4m-pipeline train-teacher configs/teacher/nuclei_structural.py --cfg-options root=DIR --cfg-options store=STORE
+s4m-pipeline train-teacher configs/teacher/nuclei_structural.py --cfg-options root=DIR \
+    --cfg-options image_root=IMAGES --cfg-options store=STORE
 """
 
 from mmengine.config import read_base
@@ -14,6 +15,7 @@ from pipeline.data.transforms import LoadSimilarityTargets
 store = "work_dirs/nuclei_store"
 model.structural_weight = 1.0
 labelled_stream.dataset.pipeline.insert(
-    -1, dict(type=LoadSimilarityTargets, store="{store}", num_inside=64, num_uniform=64)
+    -1, dict(type=LoadSimilarityTargets, store="{store}", num_inside=64, num_uniform=64, in_view=False)
 )
+"""in_view=False: of all stored points alike, as when the README's table was measured; most images are one crop."""
 train_dataloader.dataset = labelled_stream

@@ -109,7 +109,7 @@ def similarity_read(scratch: Path, *, num_images: int = 256, grid: int = 64) -> 
     ]
     mine, theirs = cycle(turns), cycle(turns)
     for image_id in range(num_images):  # a training reads every shard's index once
-        reader.point_kind(image_id)
+        reader.points(image_id)
 
     def ours() -> NDArray[np.float32]:
         return reader.read(*next(mine)).similarity

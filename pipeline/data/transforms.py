@@ -11,6 +11,7 @@ from mmengine.structures import InstanceData
 from numpy.typing import NDArray
 
 from data_schemas.similarity import INSIDE_GROUND_TRUTH, Features
+from pipeline.distill.self_similarity import View, grid_centres, points_in_view
 from pipeline.errors import ConfigError
 from pipeline.sam.decoder_features import cells_of_points, sample_target_points
 from pipeline.stores.similarity_store import SimilarityStore
@@ -49,7 +50,8 @@ class DropSmallInstances(BaseTransform):
 class LoadSimilarityTargets(BaseTransform):
     """Draw stored points of the image with SAM's similarity rows; they stay in the canonical frame.
 
-    Some of the points lie inside the ground truth, some anywhere (S4M: 64 + 64 of those stored).
+    Some of the points lie inside the ground truth, some anywhere (S4M: 64 + 64). S4M draws them in the view; here they
+    are taken of those stored that the view shows, and others only where these are too few: they teach nothing.
     """
 
     def __init__(
@@ -59,6 +61,7 @@ class LoadSimilarityTargets(BaseTransform):
         num_uniform: int = 64,
         features: Features = "decoder",
         keep_view: bool = False,
+        in_view: bool = True,
     ) -> None:
         """Name the store; it is opened later.
 
@@ -68,9 +71,10 @@ class LoadSimilarityTargets(BaseTransform):
             num_uniform: Points anywhere, per step.
             features: decoder | encoder: what the store's rows must compare (``similarity.features`` there).
             keep_view: Keep the view's pixels, for a network with ``live_sam`` that asks SAM at the same points.
+            in_view: First of all take points that the view shows; False: of all alike.
         """
         self.store_uri, self.num_inside, self.num_uniform = store, num_inside, num_uniform
-        self.features, self.keep_view = features, keep_view
+        self.features, self.keep_view, self.in_view = features, keep_view, in_view
         self._store: SimilarityStore | None = None
 
     @property
@@ -89,21 +93,21 @@ class LoadSimilarityTargets(BaseTransform):
             StoreMismatchError: the store's rows compare other features.
             ConfigError: the store holds fewer points per image than one step uses.
         """
-        targets = self.store.read(results["img_id"], self._draw(results["img_id"]))
-        grid = self.store.layout.grid_hw
-        cells = cells_of_points(targets.points_xy, results["ori_shape"], grid)
-        results["similarity_cells"] = cells[:, 0] * grid[1] + cells[:, 1]
-        results["similarity_rows"] = targets.similarity
-        results["similarity_points"], results["keep_view"] = targets.points_xy, self.keep_view
+        image_id, grid = results["img_id"], self.store.layout.grid_hw
+        points_xy, kind = self.store.points(image_id)
+        cells = cells_of_points(points_xy, results["ori_shape"], grid)
+        flat = cells[:, 0] * grid[1] + cells[:, 1]
+        shown = _shown_cells(results, grid)[flat] if self.in_view else np.ones(len(flat), bool)
+        rows = self._draw(image_id, kind == INSIDE_GROUND_TRUTH, shown)
+        results["similarity_cells"] = flat[rows]
+        results["similarity_rows"] = self.store.read(image_id, rows).similarity
+        results["similarity_points"], results["keep_view"] = points_xy[rows], self.keep_view
         return results
 
-    def _draw(self, image_id: int) -> NDArray[np.int64]:
-        """Rows of one step; where the ground truth has too few points, uniform ones take their place."""
+    def _draw(self, image_id: int, is_inside: NDArray[np.bool_], shown: NDArray[np.bool_]) -> NDArray[np.int64]:
+        """Rows of one step; where the ground truth has too few points, uniform ones take their place, then any."""
         wanted = self.num_inside + self.num_uniform
-        is_inside = self.store.point_kind(image_id) == INSIDE_GROUND_TRUTH
-        inside = np.random.permutation(np.flatnonzero(is_inside))[: self.num_inside]
-        uniform = np.random.permutation(np.flatnonzero(~is_inside))[: wanted - len(inside)]
-        if len(inside) + len(uniform) < wanted:
+        if min(int(is_inside.sum()), self.num_inside) + int((~is_inside).sum()) < wanted:
             raise ConfigError(
                 "the store holds too few points per image",
                 where=self.store_uri,
@@ -111,7 +115,25 @@ class LoadSimilarityTargets(BaseTransform):
                 got=f"{int(is_inside.sum())} inside and {int((~is_inside).sum())} uniform ones of image {image_id}",
                 fix="lower num_inside and num_uniform, or run precompute-sam with more points",
             )
-        return np.concatenate([inside, uniform])
+        inside = np.random.permutation(np.flatnonzero(is_inside))
+        uniform = np.random.permutation(np.flatnonzero(~is_inside))
+        first = inside[shown[inside]][: self.num_inside]
+        others = uniform[shown[uniform]][: wanted - len(first)]
+        chosen = np.concatenate([first, others])
+        if len(chosen) < wanted:
+            left = np.concatenate([inside, uniform])
+            left = left[~np.isin(left, chosen)]
+            left = np.concatenate([left[shown[left]], left[~shown[left]]])
+            chosen = np.concatenate([chosen, left[: wanted - len(chosen)]])
+        return chosen
+
+
+def _shown_cells(results: dict[str, Any], grid_hw: tuple[int, int]) -> NDArray[np.bool_]:
+    """Cells of SAM's grid [gh * gw] bool that the view shows: those that the loss will count."""
+    size_hw = results["img"].shape[:2]
+    view = View(torch.as_tensor(results["homography_matrix"]), results["ori_shape"], size_hw, size_hw)
+    _, visible = points_in_view(grid_centres(grid_hw, view.canonical_hw), view)
+    return np.asarray(visible.numpy())
 
 
 class DrawTargetPoints(BaseTransform):

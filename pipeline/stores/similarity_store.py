@@ -102,15 +102,17 @@ class SimilarityStore:
             StoreDamagedError: A chunk is absent or does not pass its checksum.
             InputError: A row number is out of range.
         """
-        entry = self._index.find(image_id)
         wanted = self._checked_rows(rows)
-        levels = self._rows(entry, wanted)
-        points, kind = self._chunks(entry, "points_xy", [0])[0], self._chunks(entry, "point_kind", [0])[0]
-        return SimilarityTargets(points[wanted].astype(np.float32), kind[wanted], dequantise(levels))
+        levels = self._rows(self._index.find(image_id), wanted)
+        points, kind = self.points(image_id)
+        return SimilarityTargets(points[wanted], kind[wanted], dequantise(levels))
 
-    def point_kind(self, image_id: int) -> NDArray[np.uint8]:
-        """[P] uint8: 0 inside the ground truth, 1 uniform; to choose rows before reading them. Errors as read."""
-        return self._chunks(self._index.find(image_id), "point_kind", [0])[0].copy()
+    def points(self, image_id: int) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
+        """All points of an image, [P, 2] float32 canonical (x, y), and their kinds [P] uint8: 0 inside the ground
+        truth, 1 uniform; to choose rows before reading them. Errors as read."""
+        entry = self._index.find(image_id)
+        points, kind = self._chunks(entry, "points_xy", [0])[0], self._chunks(entry, "point_kind", [0])[0]
+        return points.astype(np.float32), kind.copy()
 
     def _checked_rows(self, rows: NDArray[np.int64] | None) -> NDArray[np.int64]:
         num = self.layout.num_points

@@ -13,8 +13,8 @@ from jobs.settings import known_keys, load_settings
 from jobs.training.checks import KNOWN_KEYS, check_settings
 from jobs.training.runs import read_training_config
 from pipeline.data.referring.dataset import ReferDataSettings
-from pipeline.data.referring.splits import draw_refer_split
 from pipeline.data.referring.transforms import RandomBlur
+from pipeline.data.transforms import LoadSimilarityTargets
 from pipeline.errors import ConfigError
 from pipeline.models.referring.metric import ReferMetric
 
@@ -29,6 +29,7 @@ CONFIGS = (
     "teacher/refer_scenes_lavt",
     "teacher/refer_scenes_rela",
     "student/refer_scenes_cpi_u",
+    "teacher/refcoco_lavt",
 )
 """Where a switch is looked for, in this order."""
 EFFECTIVE = (
@@ -40,7 +41,7 @@ IN_A_COPY = {
     "ReferMetric": ReferMetric,
     "ReferDataset": ReferDataSettings,
     "RandomBlur": RandomBlur,
-    "draw_refer_split": draw_refer_split,
+    "LoadSimilarityTargets": LoadSimilarityTargets,
 }
 
 

@@ -37,7 +37,10 @@ def test_targets_come_back_within_the_stated_error(filled):
         assert (read.point_kind == truth.point_kind).all()
         assert np.abs(read.similarity - truth.similarity).max() <= MAX_QUANTISATION_ERROR + 1e-6
         assert (quantise(read.similarity) == quantise(truth.similarity)).all()
-        assert (store.point_kind(image.image_id) == truth.point_kind).all()
+        points_xy, kind = store.points(image.image_id)
+        assert points_xy.dtype == np.float32
+        assert (points_xy == read.points_xy).all()
+        assert (kind == truth.point_kind).all()
 
 
 @pytest.mark.parametrize("rows", [[0], [7], [3, 4], [6, 1, 6, 0], [5, 4, 7, 6], [], list(range(8))])

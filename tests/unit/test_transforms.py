@@ -114,26 +114,77 @@ def test_draws_differ_and_repeat_with_the_seed(store):
 
 
 class StoreOf:
-    """A store with these kinds of points; a row holds its number."""
+    """A store with these points; a row holds its number."""
 
-    def __init__(self, kinds):
+    def __init__(self, kinds, points_xy=None):
         self.kinds = np.array(kinds, np.uint8)
+        self.points_xy = np.ones((len(kinds), 2), np.float32) if points_xy is None else points_xy
         self.layout = LAYOUT
 
-    def point_kind(self, image_id):
-        return self.kinds
+    def points(self, image_id):
+        return self.points_xy, self.kinds
 
     def read(self, image_id, rows):
         rows = np.asarray(rows)
         similarity = np.broadcast_to(rows[:, None, None], (len(rows), *LAYOUT.grid_hw)).astype(np.float32)
-        return SimilarityTargets(np.ones((len(rows), 2), np.float32), self.kinds[rows], similarity)
+        return SimilarityTargets(self.points_xy[rows], self.kinds[rows], similarity)
 
 
-def rows_drawn_from(kinds, **counts):
-    transform = LoadSimilarityTargets("memory", **counts)
-    transform._store = StoreOf(kinds)
-    with seeded([0]):
-        return transform.transform(record(squares(5)))["similarity_rows"][:, 0, 0].astype(int)
+def rows_drawn_from(kinds, points_xy=None, results=None, seed=0, **settings):
+    transform = LoadSimilarityTargets("memory", **settings)
+    transform._store = StoreOf(kinds, points_xy)
+    with seeded([seed]):
+        drawn = transform.transform(results or record(squares(5)))
+    return drawn["similarity_rows"][:, 0, 0].astype(int)
+
+
+def _right_half():
+    """A view of the columns from 16.5 on of an image of 40 x 33, mirrored, and points in both halves of it."""
+    results = record(squares(5))
+    assert results["ori_shape"] == (40, 33)
+    results["img"] = np.zeros((40, 16, 3), np.uint8)
+    results["homography_matrix"] = np.array([[-1, 0, 33], [0, 1, 0], [0, 0, 1]], np.float32)
+    columns = np.tile([2.0, 31.0], 8)  # the odd ones are shown
+    return results, np.column_stack([columns, np.linspace(1, 39, 16)]).astype(np.float32)
+
+
+def test_points_that_the_view_shows_come_first():
+    kinds = [INSIDE_GROUND_TRUTH] * 8 + [UNIFORM] * 8
+    for seed in range(5):
+        results, points_xy = _right_half()
+        rows = rows_drawn_from(kinds, points_xy, results, seed, num_inside=4, num_uniform=3)
+        assert (rows % 2 == 1).all()
+        assert (rows[:4] < 8).all()
+        assert (rows[4:] >= 8).all()
+
+
+def test_shown_points_of_either_kind_come_before_others_and_the_number_stays():
+    kinds = [INSIDE_GROUND_TRUTH] * 8 + [UNIFORM] * 8
+    results, points_xy = _right_half()
+    rows = rows_drawn_from(kinds, points_xy, results, num_inside=1, num_uniform=7).tolist()
+    # One inside as asked, the four uniform ones that are shown, the three other shown ones, and none twice.
+    assert sorted(rows) == [1, 3, 5, 7, 9, 11, 13, 15]
+    results, points_xy = _right_half()
+    rows = rows_drawn_from(kinds, points_xy, results, num_inside=4, num_uniform=6).tolist()
+    assert len(set(rows)) == 10
+    assert all(row % 2 for row in rows[:8])
+
+
+def test_points_are_drawn_from_all_alike_where_that_is_wanted():
+    kinds = [INSIDE_GROUND_TRUTH] * 8 + [UNIFORM] * 8
+    results, points_xy = _right_half()
+    rows = rows_drawn_from(kinds, points_xy, results, num_inside=4, num_uniform=3, in_view=False)
+    assert {row % 2 for row in rows.tolist()} == {0, 1}
+
+
+def test_a_view_of_the_whole_image_draws_as_if_it_did_not_look():
+    kinds = [INSIDE_GROUND_TRUTH] * 8 + [UNIFORM] * 8
+    _, points_xy = _right_half()
+    ways = [
+        rows_drawn_from(kinds, points_xy, seed=3, num_inside=4, num_uniform=3, in_view=in_view).tolist()
+        for in_view in (True, False)
+    ]
+    assert ways[0] == ways[1]
 
 
 def test_uniform_points_stand_in_where_the_ground_truth_has_too_few():
