@@ -47,7 +47,7 @@ log_processor = dict(type=LogProcessor, by_epoch=False, window_size=20)
 log_level = "ERROR"
 """mmengine's own log; the console line comes from ProgressHook."""
 env_cfg = dict(cudnn_benchmark=False, mp_cfg=dict(mp_start_method="fork"), dist_cfg=dict(backend="gloo"))
-"""gloo works everywhere; set env_cfg.dist_cfg.backend=nccl on GPUs."""
+"""dist_cfg is not used: Ray Train opens the process group, nccl where every worker has a GPU, else gloo."""
 launcher = "none"
 load_from = None
 resume = False

@@ -1,7 +1,7 @@
 """SAM artefacts of the embedded scenes, by the embedded SAM: everything that the demo's students and teachers read.
 
 Claim: a library that holds most objects, and structure targets for the labelled scenes. Cost: under a second an image
-on one core, and on disk about 20 kB for the proposals and 150 kB for the targets.
+on one core, and on disk about 4 kB for the proposals and 150 kB for the targets.
 
     s4m-pipeline precompute-sam configs/sam/scenes.py
 """

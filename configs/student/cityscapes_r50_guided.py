@@ -4,7 +4,7 @@ Claim: the baseline that S4M builds on. Burn-in is that of its released code, 50
 while the student learns from labels and pseudo-labels alike, then becomes the student. Cost: less than
 cityscapes_r50_points; not run in this project.
 
-    s4m-pipeline train-teacher configs/teacher/cityscapes_r50_supervised.py
+    s4m-pipeline train-teacher configs/teacher/cityscapes_r50_supervised.py --workers 4
     s4m-pipeline train-student configs/student/cityscapes_r50_guided.py --workers 4
 
 Another share of labels: as in ``cityscapes_r50_points.py``, with the teacher of ``cityscapes_r50_supervised.py``.

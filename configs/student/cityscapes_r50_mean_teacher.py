@@ -4,7 +4,7 @@ Claim: what the burn-in of Guided Distillation is compared with. Student and tea
 teacher, and the teacher is the student's moving average from the first step on. Cost: as cityscapes_r50_guided; not
 run in this project.
 
-    s4m-pipeline train-teacher configs/teacher/cityscapes_r50_supervised.py
+    s4m-pipeline train-teacher configs/teacher/cityscapes_r50_supervised.py --workers 4
     s4m-pipeline train-student configs/student/cityscapes_r50_mean_teacher.py --workers 4
 """
 

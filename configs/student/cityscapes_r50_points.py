@@ -7,7 +7,7 @@ Claim (paper, 5 / 10 / 20 / 30 %): 30.1 / 33.3 / 37.3 / 37.8 Cityscapes AP. Cost
         --cfg-options teacher_checkpoint=work_dirs/teacher_cityscapes_r50_P \
         --work-dir work_dirs/student_cityscapes_r50_points_P
 
-Switches of what the paper leaves open: ``docs/method.md``; all of the released code's together:
+Switches of what the paper leaves open: ``docs/method.md``; the released code's together, SAM's precision aside:
 ``cityscapes_r50_released.py``.
 """
 

@@ -4,7 +4,7 @@ Claim: what the burn-in of Guided Distillation is compared with. Student and tea
 teacher, and the teacher is the student's moving average from the first step on. Cost: as coco_r50_guided; not run in
 this project.
 
-    s4m-pipeline train-teacher configs/teacher/coco_r50_supervised.py
+    s4m-pipeline train-teacher configs/teacher/coco_r50_supervised.py --workers 2
     s4m-pipeline train-student configs/student/coco_r50_mean_teacher.py --workers 4
 """
 

@@ -6,7 +6,7 @@ run in this project. A share P of labels is its split and its teacher, nothing e
     s4m-pipeline train-student configs/student/coco_r50_points.py --workers 4 --cfg-options percent=P \
         --cfg-options teacher_checkpoint=work_dirs/teacher_coco_r50_P --work-dir work_dirs/student_coco_r50_points_P
 
-Switches of what the paper leaves open: ``docs/method.md``; all of the released code's together:
+Switches of what the paper leaves open: ``docs/method.md``; the released code's together, SAM's precision aside:
 ``coco_r50_released.py``.
 """
 

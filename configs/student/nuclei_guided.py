@@ -3,7 +3,8 @@
 Claim: the baseline that S4M builds on, with the filter of nuclei_points and a student that starts anew. Cost: three
 times nuclei_points.
 
-    s4m-pipeline train-student configs/student/nuclei_guided.py --cfg-options root=DIR
+    s4m-pipeline train-student configs/student/nuclei_guided.py --cfg-options root=DIR \
+        --cfg-options image_root=IMAGES
 """
 
 from mmengine.config import read_base

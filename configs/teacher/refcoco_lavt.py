@@ -19,7 +19,7 @@ with read_base():
 from pipeline.models.training_hooks import StreamLoop
 
 batch_size = 2
-"""Objects per worker; the paper's 8 are 4 workers."""
+"""Objects per worker; the released burn-in's 8 are 4 workers."""
 max_iters = 2160
 learning_rate = 5e-5
 init_checkpoint = None
