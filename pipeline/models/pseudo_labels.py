@@ -173,4 +173,7 @@ def _weight_in_view(
 ) -> NDArray[np.float32] | None:
     if weight is None:
         return None
-    return warp_maps_to_view(weight[None], homography, view_hw=view.canvas_hw, outside=1.0)[0]
+    height, width = view.valid_hw
+    weights = np.ones(view.canvas_hw, dtype=np.float32)  # padding weighs what every pixel weighs
+    weights[:height, :width] = warp_maps_to_view(weight[None], homography, view_hw=view.valid_hw, outside=1.0)[0]
+    return weights

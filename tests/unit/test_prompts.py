@@ -60,6 +60,19 @@ def made(teacher, kind, num_points=3):
     return make_prompts(teacher, kind, num_points=num_points, sampling="sigmoid_in_mask", rng=rng)
 
 
+@pytest.mark.parametrize("kind", ["points", "point"])
+def test_clicks_lie_in_the_mask_wherever_the_view_begins(kind):
+    visible = np.zeros(SIZE_HW, dtype=bool)
+    visible[4:15, 9:23] = True
+    mask = np.zeros(SIZE_HW, dtype=bool)
+    mask[6:9, 17:20] = True
+    (prompt,) = made(teacher_of([mask], visible), kind, num_points=9)
+    assert len(prompt.points_xy) == (9 if kind == "points" else 1)
+    for x, y in prompt.points_xy:
+        assert mask[int(y), int(x)]
+        assert (x % 1, y % 1) == (0.5, 0.5)
+
+
 @pytest.mark.parametrize("kind", PROMPT_KINDS)
 class TestEveryPrompt:
     def test_completes_the_objects_in_order(self, kind):

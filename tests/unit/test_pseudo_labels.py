@@ -196,6 +196,17 @@ def test_masks_with_too_few_pixels_in_the_view_go_with_label_and_weight():
     assert np.all(found.weights[1][48:] == 1)  # padding weighs what every pixel weighs
 
 
+def test_padding_weighs_one_beside_a_crop_too():
+    crop = VIEWS["enlarged by 3, odd crop"]
+    height, width = crop.valid_hw
+    assert crop.canvas_hw > crop.valid_hw
+    everything, weight = np.ones((1, *CANONICAL), bool), np.full(CANONICAL, 0.25, np.float32)
+    (found,) = to_view(refined(everything, [weight]), np.zeros(1, np.int64), crop, min_pixels=1).weights
+    assert found.shape == crop.canvas_hw
+    assert (found[:height, :width] == 0.25).all()
+    assert found.sum() == 0.25 * height * width + crop.canvas_hw[0] * crop.canvas_hw[1] - height * width
+
+
 def test_no_instance_is_legal_both_ways():
     empty = TeacherQueries(torch.zeros(0, 16, 16), torch.zeros(0, dtype=torch.int64), torch.zeros(0))
     masks = to_canonical(empty, VIEWS["flipped"])

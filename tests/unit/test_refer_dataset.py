@@ -321,6 +321,14 @@ def test_homography_is_where_pixels_and_masks_went(flip):
     assert np.abs(back.transpose(1, 2, 0) - original["img"])[inner].max() < 4.5  # a gradient of up to 6 a pixel
 
 
+def test_a_hidden_truth_goes_with_its_image():
+    whole = drawn_sample(8, 8, "the left one")
+    hidden = FlipWithWords(horizontal=1.0)(HideReferredTruth()(drawn_sample(8, 8, "the left one")))
+    assert "gt_mask" not in hidden
+    assert not np.array_equal(whole["gt_mask"], whole["gt_mask"][:, ::-1])
+    np.testing.assert_array_equal(hidden["hidden_mask"], whole["gt_mask"][:, ::-1])
+
+
 def test_flips_exchange_words_or_do_not_happen():
     flip = FlipWithWords(horizontal=1.0)
     told = flip(drawn_sample(8, 8, "the left one"))

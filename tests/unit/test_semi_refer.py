@@ -349,6 +349,21 @@ def test_the_least_confident_are_dropped(folder):
     assert torch.equal(again.confidence.history, model.confidence.history)
 
 
+def test_what_is_dropped_is_not_learnt(folder):
+    model = centred(build(drop_share=0.5, confidence_window=8, jitter=NO_JITTER))
+    losses_of(model, batch(folder))  # fills the window
+    given = []
+    learnt = model._learnt
+    model._learnt = lambda labels: given.append((labels, learnt(labels))) or given[-1][1]
+    found = losses_of(model, batch(folder))
+    ((labels, (mask, dropped)),) = given
+    assert dropped == 1
+    assert mask.tolist() == [label.confidence == max(each.confidence for each in labels) for label in labels]
+    everything = centred(build(jitter=NO_JITTER))
+    losses_of(everything, batch(folder))
+    assert float(found["unsup/loss_mask"]) != float(losses_of(everything, batch(folder))["unsup/loss_mask"])
+
+
 def test_quality_before_and_after_where_the_truth_is_hidden(folder, library):
     model = centred(build(refiner=CPI_U))
     data = batch(folder, hidden=True)

@@ -18,7 +18,7 @@ from pipeline.errors import ConfigError
 from pipeline.masks.library import MaskLibrary
 from pipeline.masks.rle import encode
 from pipeline.models import semi_student
-from pipeline.models.pseudo_labels import TeacherQueries
+from pipeline.models.pseudo_labels import TeacherQueries, ViewLabels
 from pipeline.models.semi_student import SemiStudent, _with_targets, make_refiner
 from pipeline.refine.build import build_refiner
 from pipeline.refine.interface import Refined
@@ -237,7 +237,8 @@ def test_hidden_ground_truth_is_measured_and_not_learnt(folder):
     for name, value in without.items():
         assert torch.equal(value, with_truth[name]), name
         assert torch.equal(value, other[name]), name
-    assert set(with_truth) - set(without) <= {f"quality/{a}_{b}" for a in ("teacher", "refined") for b in ("sq", "ca")}
+    assert set(other) - set(without) == {f"quality/{a}_{b}" for a in ("teacher", "refined") for b in ("sq", "ca")}
+    assert 0.5 < float(other["quality/teacher_sq"]) < 1
 
 
 def test_quality_is_one_where_the_hidden_truth_is_what_the_teacher_says(folder):
@@ -255,6 +256,53 @@ def test_quality_is_one_where_the_hidden_truth_is_what_the_teacher_says(folder):
     assert log["quality/refined_ca"] > 0
 
 
+class Answering:
+    """Answers with one mask, whatever it is asked."""
+
+    def __init__(self, mask):
+        self.mask = mask
+
+    def refine(self, image_id, image, masks, rng):
+        return Refined(np.stack([self.mask] * len(masks)), [None] * len(masks), ["matched"] * len(masks))
+
+
+def _one_query(model, folder):
+    """Samples of a step, and for each the query of a square of 32 pixels, rows and columns 16 to 47, of class 1."""
+    samples = model.data_preprocessor(batch(folder), True)["data_samples"]["unsup"]
+    logits = torch.full((1, 16, 16), -9.0)
+    logits[0, 4:12, 4:12] = 9.0
+    return samples, [TeacherQueries(logits, torch.tensor([1]), torch.tensor([0.9])) for _ in samples]
+
+
+def test_quality_is_told_before_and_after_refinement(folder):
+    model = build_student()
+    samples, queries = _one_query(model, folder)
+    truth = np.zeros((SIZE, SIZE), bool)
+    truth[16:48, 16:40] = True  # 24 of the teacher's 32 columns
+    model.refiner = Answering(truth)
+    for sample in samples:
+        sample.hidden_truth = InstanceData(labels=torch.tensor([1]), masks=torch.from_numpy(truth[None]))
+    _, log = model.refined_labels(queries, samples, np.random.default_rng(0))
+    assert log["quality/teacher_sq"] == pytest.approx(0.75, abs=0.02)
+    assert log["quality/refined_sq"] == 1.0
+    for sample in samples:
+        sample.hidden_truth = InstanceData(labels=torch.tensor([2]), masks=torch.from_numpy(truth[None]))
+    _, log = model.refined_labels(queries, samples, np.random.default_rng(0))
+    assert log["quality/teacher_ca"] == log["quality/refined_ca"] == 0.0
+
+
+@pytest.mark.parametrize(("min_pixels", "left"), [(1, 1), (20, 1), (21, 0)])
+def test_targets_with_too_few_pixels_are_not_learnt(folder, min_pixels, left):
+    model = build_student(min_pixels=min_pixels)
+    samples, queries = _one_query(model, folder)
+    small = np.zeros((SIZE, SIZE), bool)
+    small[3:7, 3:8] = True
+    model.refiner = Answering(small)
+    labels, log = model.refined_labels(queries, samples, np.random.default_rng(0))
+    assert [len(label.labels) for label in labels] == [left, left]
+    assert log["pseudo/per_image"] == left
+
+
 def test_a_step_is_a_function_of_its_key(folder, with_fakes):
     model = build_student(refiner=REFINERS["points"], arp={"mode": "moved"})
     model.step_key = (3, 0)
@@ -264,17 +312,39 @@ def test_a_step_is_a_function_of_its_key(folder, with_fakes):
     assert float(total(losses_of(model, batch(folder)))) != first
 
 
-def test_the_student_sees_the_pasted_pixels_and_the_teacher_the_weak_view(folder, monkeypatch):
-    model = build_student()
-    images, seen = batch(folder)["inputs"]["unsup"], {}
-    monkeypatch.setattr(semi_student, "strong_view", lambda image: seen.setdefault(len(seen), image))
-    teacher = model.teacher.extract_feat
-    monkeypatch.setattr(model.teacher, "extract_feat", lambda inputs: seen.update(weak=inputs) or teacher(inputs))
+def test_the_student_learns_pasted_pixels_with_pasted_labels_and_the_teacher_sees_the_weak_view(folder, monkeypatch):
+    model = build_student(arp={"mode": "static"})
+    images, seen, learnt = batch(folder)["inputs"]["unsup"], {}, []
+    monkeypatch.setattr(semi_student, "strong_view", lambda image: 255 - image)
+    mix, learn, look = model.mixed_samples, model.student.loss, model.teacher.extract_feat
+    monkeypatch.setattr(model, "mixed_samples", lambda *given: seen.setdefault("mixed", mix(*given)))
+    monkeypatch.setattr(model.teacher, "extract_feat", lambda given: look(seen.setdefault("weak", given)))
+    monkeypatch.setattr(model.student, "loss", lambda *given: learnt.append(given) or learn(*given))
     losses_of(model, batch(folder))
+    (_, _), (strong, targets) = learnt
     mean, std = (torch.tensor(v)[:, None, None] for v in (MEAN, STD))
-    for image, weak, strong in zip(images, seen["weak"], [v for n, v in seen.items() if n != "weak"], strict=True):
+    assert len(images) == len(seen["weak"]) == len(seen["mixed"]) == len(strong) == len(targets)
+    for image, weak, mixed, learnt_view, target in zip(
+        images, seen["weak"], seen["mixed"], strong, targets, strict=True
+    ):
         torch.testing.assert_close(weak, (image.float() - mean) / std)
-        assert torch.equal(strong, image)  # the way through normalised pixels and back loses nothing
+        pasted = torch.from_numpy(mixed.image).permute(2, 0, 1)
+        assert not torch.equal(pasted, image)
+        torch.testing.assert_close(learnt_view, (255 - pasted.float() - mean) / std)
+        assert np.array_equal(target.gt_instances.masks.masks, mixed.masks)
+        assert target.gt_instances.labels.tolist() == mixed.labels.tolist()
+
+
+def test_the_way_through_normalised_pixels_and_back_loses_nothing(folder):
+    model = build_student()
+    inputs = model.data_preprocessor(batch(folder), True)["inputs"]["unsup"]
+    nothing = [ViewLabels(np.zeros((0, SIZE, SIZE), bool), np.zeros(0, np.int64), []) for _ in inputs]
+    for image, sample in zip(
+        batch(folder)["inputs"]["unsup"],
+        model.mixed_samples(inputs, nothing, np.random.default_rng(0)),
+        strict=True,
+    ):
+        assert np.array_equal(sample.image, image.permute(1, 2, 0).numpy())
 
 
 def test_checkpoints_hold_both_networks_and_nothing_else(with_fakes):

@@ -12,6 +12,7 @@ from torch import nn
 from pipeline.data.coco import load_coco
 from pipeline.errors import ConfigError
 from pipeline.masks import rle
+from pipeline.models import training_hooks
 from pipeline.models.training_hooks import (
     BatchStatisticsHook,
     BurnInEmaHook,
@@ -175,6 +176,20 @@ def test_a_steps_random_numbers_depend_on_the_step_only():
     assert expected[1] == (5, 0)
     assert draw(6)[0] != expected[0]
     assert draw(5, seed=1)[0] != expected[0]
+
+
+def test_workers_draw_for_themselves(monkeypatch):
+    def draw(rank):
+        monkeypatch.setattr(training_hooks, "get_dist_info", lambda: (rank, 2))
+        model = nn.Module()
+        model.step_key = None
+        StepSeedHook(seed=0).before_train_iter(SimpleNamespace(model=model, iter=5), 5)
+        return torch.rand(3).tolist(), model.step_key
+
+    first, second = draw(0), draw(1)
+    assert (first[1], second[1]) == ((5, 0), (5, 1))
+    assert first[0] != second[0]
+    assert draw(1) == second
 
 
 def test_a_model_without_a_key_is_left_alone():

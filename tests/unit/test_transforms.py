@@ -99,6 +99,22 @@ def test_rows_are_those_of_the_points_and_cells_those_under_them(store):
         assert cell == int(y * LAYOUT.grid_hw[0] / height) * LAYOUT.grid_hw[1] + int(x * LAYOUT.grid_hw[1] / width)
 
 
+@pytest.mark.parametrize("enlarged", [0.5, 2.0])
+def test_cells_are_the_images_whatever_the_size_of_the_view(store, enlarged):
+    """The released code takes them on the padded canvas."""
+    height, width = IMAGES[0].height, IMAGES[0].width
+    with seeded([0]):
+        plain = LoadSimilarityTargets(str(store), 3, 2).transform(record(squares(5, size_hw=(height, width))))
+    results = record(squares(5, size_hw=(height, width)))
+    view_hw = round(height * enlarged), round(width * enlarged)
+    results["img"], results["img_shape"] = np.zeros((*view_hw, 3), np.uint8), view_hw
+    results["homography_matrix"] = np.diag([enlarged, enlarged, 1]).astype(np.float32)
+    with seeded([0]):
+        scaled = LoadSimilarityTargets(str(store), 3, 2).transform(results)
+    assert plain["similarity_cells"].tolist() == scaled["similarity_cells"].tolist()
+    assert np.array_equal(plain["similarity_points"], scaled["similarity_points"])
+
+
 def test_inside_and_uniform_points_come_in_the_wanted_numbers(store):
     kinds = make_targets(IMAGES[0]).point_kind
     for seed in range(5):
@@ -275,3 +291,20 @@ def test_the_strong_view_changes_colours_not_geometry_and_repeats_with_the_seed(
         grey = view.float().mean(0)
         assert grey[12:18, 14:28].min() > grey[:4].max()  # the square is where it was
     assert torch.equal(image[0, 10:20, 12:30], torch.full((10, 18), 200, dtype=torch.uint8))
+
+
+def test_the_strong_view_changes_colours_takes_them_away_and_blurs():
+    """S4M's list: colours of 8 in 10 views, grey of 2 in 10, blur of 5 in 10."""
+    image = torch.zeros(3, 24, 24, dtype=torch.uint8)
+    image[0], image[1, :, 12:] = 220, 120  # two colours, one edge
+    grey = blurred = kept = 0
+    num = 200
+    torch.manual_seed(0)
+    for _ in range(num):
+        view = strong_view(image).float()
+        grey += bool((view[0] == view[1]).all() and (view[1] == view[2]).all())
+        blurred += len(torch.unique(view.flatten(1).T, dim=0)) > 2
+        kept += torch.equal(view, image.float())
+    assert 0.1 * num < grey < 0.3 * num
+    assert 0.35 * num < blurred < 0.6 * num  # the weakest blurs change no value
+    assert 0.02 * num < kept < 0.2 * num
