@@ -329,3 +329,79 @@ def test_teacher_student_and_mean_teacher_of_cityscapes_train(trees, tmp_path):
         )
         assert read_done(folder)["iterations"] == 2
         assert "refiner/matched" in (folder / "progress.log").read_text()
+
+
+TEACHER = {
+    "learning_rate": 1e-4,
+    "optim_wrapper.optimizer.weight_decay": 0.05,
+    "optim_wrapper.paramwise_cfg.norm_decay_mult": 0.0,
+    "optim_wrapper.paramwise_cfg.custom_keys.backbone.lr_mult": 0.1,
+    "optim_wrapper.clip_grad": {"max_norm": 0.01, "norm_type": 2},
+    "NETWORK.panoptic_head.num_queries": 100,
+    "NETWORK.panoptic_head.loss_cls.loss_weight": 2.0,
+    "NETWORK.panoptic_head.loss_mask.loss_weight": 5.0,
+    "NETWORK.panoptic_head.loss_dice.loss_weight": 5.0,
+    "NETWORK.train_cfg.num_points": 12544,
+    "NETWORK.train_cfg.assigner.match_costs.0.weight": 2.0,
+    "NETWORK.train_cfg.assigner.match_costs.1.weight": 5.0,
+    "NETWORK.train_cfg.assigner.match_costs.2.weight": 5.0,
+    "NETWORK.structural_feature": "decoder",
+}
+STUDENT = {
+    "ema_decay": 0.9996,
+    "at_burn_in_end": "copy",
+    "model.settings.unlabelled_weight": 2.0,
+    "model.pseudo_labels.score_threshold": 0.7,
+    "model.pseudo_labels.min_soft_area": 5.0,
+    "model.refiner.sam": "sam2_hiera_large",
+    "model.refiner.num_points": 3,
+    "model.arp.mode": "static",
+}
+CITYSCAPES = {"max_iters": 90_000, "param_scheduler.power": 0.9, "param_scheduler.eta_min": 0.0}
+COCO = {"max_iters": 368_750, "param_scheduler.milestones": [327_778, 355_092], "param_scheduler.gamma": 0.1}
+RELEASED = {
+    "repeat_threshold": 10.0,
+    "model.refiner.sampling": "softmax",
+    "model.arp.min_source_area": 3000,
+    "model.settings.learn_empty_batches": True,
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "numbers"),
+    [
+        ("teacher/cityscapes_r50", {**TEACHER, **CITYSCAPES, "batch_size": 4, "NETWORK.structural_weight": 1.0}),
+        ("teacher/coco_r50", {**TEACHER, **COCO, "batch_size": 6, "NETWORK.structural_weight": 1.0}),
+        ("student/cityscapes_r50_points", {**TEACHER, **STUDENT, **CITYSCAPES, "batch_size": 4, "burn_in": 15_000}),
+        ("student/coco_r50_points", {**TEACHER, **STUDENT, **COCO, "batch_size": 3, "burn_in": 25_000}),
+        ("student/cityscapes_r50_guided", {"burn_in": 50_000, "model.refiner.name": "none", "model.arp": None}),
+        ("student/coco_r50_guided", {"burn_in": 50_000, "model.refiner.name": "none", "model.arp": None}),
+        ("student/cityscapes_r50_released", RELEASED),
+        ("student/coco_r50_released", {**RELEASED, "model.arp.mode": "moved"}),
+    ],
+)
+def test_the_numbers_are_the_papers(name, numbers):
+    """Or, where it gives none, the released code's."""
+    config = read_training_config(CONFIGS / f"{name}.py", []).to_dict()
+    network = "model.detector" if name.startswith("student") else "model"
+
+    def value(path):
+        found = config
+        for word in path.replace("NETWORK", network).split("."):
+            found = found[int(word)] if isinstance(found, list) else found[word]
+        return found
+
+    assert {path: value(path) for path in numbers} == numbers
+
+
+@pytest.mark.parametrize("family", sorted(PERCENTS))
+def test_a_step_distils_64_points_of_either_kind_and_the_store_has_enough(family):
+    (load,) = [
+        step
+        for step in inner(read_training_config(CONFIGS / f"teacher/{family}_r50.py", []), "none").pipeline
+        if "LoadSimilarityTargets" in str(step["type"])
+    ]
+    assert (load["num_inside"], load["num_uniform"], load["in_view"]) == (64, 64, True)
+    path = CONFIGS / f"sam/{family}.py"
+    stored = load_settings(load_config(path).to_dict(), where=path).similarity
+    assert min(stored.num_inside, stored.num_uniform) >= {"cityscapes": 256, "coco": 128}[family]
