@@ -52,8 +52,8 @@ def test_both_losses_are_one_on_whole_images_and_near_on_views(options, tmp_path
     assert whole["loss_difference"] < 1e-3 * whole["loss_store"]
     assert whole["gradient_cosine"] > 0.9999
     for other in (mirrored, training):
-        assert other["loss_difference"] > 10 * whole["loss_difference"]
-        assert 0 < other["gradient_cosine"] < 0.9999
+        assert 10 * whole["loss_difference"] < other["loss_difference"] < 0.5 * other["loss_store"]
+        assert 0.3 < other["gradient_cosine"] < 0.9999
         assert 0 < other["redraw_cosine"] < 0.9999
 
 

@@ -180,9 +180,26 @@ def test_an_interrupted_student_ends_as_an_uninterrupted_one(scenes, teacher_run
     assert any(step["refiner/matched"] > 0 for step in steps)
 
 
-def test_a_students_checkpoint_is_both_networks_and_its_teacher_started_as_told(student_run, teacher_run):
+def test_a_students_checkpoint_is_both_networks(student_run, teacher_run):
     names = set(content(student_run)["state_dict"])
     assert names == {f"{p}.{n}" for p in ("student", "teacher") for n in content(teacher_run)["state_dict"]}
+
+
+def test_the_teacher_starts_from_its_own_run_and_the_student_from_its_own_start(scenes, teacher_run):
+    """S4M: nothing of the first stage reaches the student but through pseudo-labels and the end of the burn-in."""
+    options = small_student(scenes, teacher_run, init_checkpoint="scenes-base")
+    config = training.read_training_config(STUDENT, options)
+    model = MODELS.build(config.model)
+    before = {name: value.clone() for name, value in model.student.state_dict().items()}
+    training.initialise(model, config)
+    expected = content(teacher_run)["state_dict"]
+    start = read_weights("scenes-base", prefix="student")
+    assert all(torch.equal(value, expected[name]) for name, value in model.teacher.state_dict().items())
+    anew = [name for name in before if "cls_embed" in name]
+    for name, value in model.student.state_dict().items():
+        assert torch.equal(value, before[name] if name in anew else start[name]), name
+    assert anew
+    assert any(not torch.equal(start[name], expected[name]) for name in start)
 
 
 def test_a_run_leaves_its_figures_config_and_logs_in_its_own_folder(teacher_run, student_run):
