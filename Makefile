@@ -7,6 +7,7 @@ PYTHON ?= $(firstword $(foreach name,python3 python3.12 python3.11 python3.13,\
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+TEST_WORKERS ?= 2
 UV := $(BIN)/python -m uv
 
 .PHONY: help setup demo test test-slow e2e lint bench lock
@@ -19,8 +20,8 @@ setup: $(STAMP)  ## create .venv and install everything (quick when nothing chan
 demo: setup  ## the whole pipeline on the embedded scenes, on CPU; ends with a table of results
 	@$(BIN)/s4m-pipeline demo
 
-test: setup  ## the tests, without the slow ones
-	@$(BIN)/python -m pytest -q
+test: setup  ## the tests, without the slow ones, in two processes (make test TEST_WORKERS=8)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(TEST_WORKERS) --dist loadfile
 
 test-slow: setup  ## the slow tests (minutes)
 	@$(BIN)/python -m pytest -q -m slow
