@@ -37,9 +37,9 @@ def to_view(refined: Refined, labels: NDArray[np.int64], view: View, *, min_pixe
     inside = _inside(x, y, (height, width))
     rows = np.clip(np.floor(y), 0, height - 1).astype(np.int64)[:, None]
     columns = np.clip(np.floor(x), 0, width - 1).astype(np.int64)
+    inside[view.valid_hw[0] :] = False  # padding
+    inside[:, view.valid_hw[1] :] = False
     masks = refined.masks[:, rows, columns] & inside
-    masks[:, view.valid_hw[0] :] = False
-    masks[:, :, view.valid_hw[1] :] = False
     keep = np.flatnonzero(masks.sum(axis=(1, 2)) >= min_pixels)
     weights = [
         None if weight is None else np.where(inside, _sampled(weight[None], x, y)[0], np.float32(1))
