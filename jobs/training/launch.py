@@ -18,6 +18,7 @@ from jobs.training.runs import (
     say,
     train,
 )
+from jobs.training.teacher_labels import other_labels
 from pipeline.errors import ConfigError
 
 
@@ -60,6 +61,7 @@ def launch(
     refuse_many_workers(workers, ray_address)
     if dry_run:
         check(config, where=config_path)
+        _tell(other_labels(config))
         say(f"would train {config.max_iters} steps of {config.batch_size} images per worker, {workers} worker(s)")
         return {}
     folder = run_dir(config_path, work_dir)
@@ -69,6 +71,7 @@ def launch(
             figures: dict[str, Any] = read_done(folder)["validation"]
             say(f"already finished: {folder} ({figures})")
             return figures
+        _tell(other_labels(config))
         if workers == 1 and ray_address == LOCAL:
             figures = train(run)
         else:
@@ -76,6 +79,11 @@ def launch(
             figures = read_done(run.work_dir)["validation"]
     say(finished_line(run, figures))
     return figures
+
+
+def _tell(note: str | None) -> None:
+    if note is not None:
+        say(note)
 
 
 def refuse_many_workers(workers: int, ray_address: str) -> None:
