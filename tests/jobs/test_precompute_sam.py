@@ -422,6 +422,7 @@ def test_the_commands_that_the_nuclei_config_says_run(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # four minutes on two busy cores: Ray, two workers, each with a child that imports torch
 def test_a_started_ray_writes_the_same_store_to_the_byte(settings, tmp_path):
     precompute(settings, make_backend=fake_sam)
     clustered = replace(settings, store=str(tmp_path / "clustered"), workers=WorkerSettings(count=2))
