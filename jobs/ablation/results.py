@@ -167,10 +167,48 @@ def markdown_table(results: Mapping[str, Any]) -> str:
     ]
     for row in results["rows"]:
         cells = [_percent(row["mean"][figure], row["std"][figure]) for figure in figures]
-        gain = row["gain"]["mean"]
-        cells.append("" if gain is None else ("+" if gain >= 0 else "") + _percent(gain, row["gain"]["std"]))
+        cells.append(_signed(row["gain"]))
         lines.append("| " + " | ".join([row["label"], str(len(row["seeds"])), *cells]) + " |")
     return "\n".join(lines)
+
+
+def markdown_over_shares(table: Table, results: Sequence[Mapping[str, Any]]) -> str:
+    """A table at several shares of labels in one Markdown table, by its headlines and in percent.
+
+    Args:
+        table: Which.
+        results: The contents of :func:`write_table`'s files, one of each share.
+
+    Returns:
+        A column for each headline and share, smallest share first: mean ± deviation over seeds, and in parentheses the
+        difference to the first row within seeds.
+    """
+    results = sorted(results, key=lambda result: result["size"]["percent"])
+    columns = [(figure, result) for figure in table.headlines or table.figures[:1] for result in results]
+    lines = [
+        "| " + " | ".join(["row", *(_head(figure, result) for figure, result in columns)]) + " |",
+        "|" + "---|" * (len(columns) + 1),
+    ]
+    for index, row in enumerate(results[0]["rows"]):
+        cells = [_with_gain(result["rows"], index, figure) for figure, result in columns]
+        lines.append("| " + " | ".join([row["label"], *cells]) + " |")
+    return "\n".join(lines)
+
+
+def _head(figure: str, result: Mapping[str, Any]) -> str:
+    seeds = len(result["seeds"])
+    return f"{TITLES[figure]}, {result['size']['percent']:g} % ({seeds} seed{'s' if seeds > 1 else ''})"
+
+
+def _with_gain(rows: Sequence[Mapping[str, Any]], index: int, figure: str) -> str:
+    text = _percent(rows[index]["mean"][figure], rows[index]["std"][figure])
+    gain = _gain(rows[index], rows[0], figure)
+    return text if gain["mean"] is None else f"{text} ({_signed(gain)})"
+
+
+def _signed(gain: Mapping[str, float | None]) -> str:
+    mean = gain["mean"]
+    return "" if mean is None else ("+" if mean >= 0 else "") + _percent(mean, gain["std"])
 
 
 def _percent(mean: float | None, std: float | None) -> str:

@@ -71,6 +71,8 @@ class Table:
     """Columns, of :data:`TITLES`."""
     paper: Paper = "s4m"
     """Whose: of instances, or of sentences."""
+    headlines: tuple[str, ...] = ()
+    """Of ``figures``, those that a table over several shares of labels shows; the first where none is named."""
 
 
 SUPERVISED, STRUCTURAL = Part("teacher/scenes_supervised"), Part("teacher/scenes_structural")
@@ -135,6 +137,7 @@ _S4M = (
             Cell("structural_points", "teacher + structural distillation, + points", STRUCTURAL, labels=_POINTS),
         ),
         figures=LABELS,
+        headlines=("class_accuracy", "segmentation_quality"),
     ),
     Table(
         "A.2",
@@ -152,6 +155,7 @@ _S4M = (
             )
         ),
         figures=("mask_AP", "mask_AP50", *LABELS),
+        headlines=("mask_AP", "class_accuracy", "segmentation_quality"),
     ),
     Table(
         "baselines",
@@ -267,6 +271,7 @@ _SEMIRES = (
         ),
         ("share_positive", "share_negative", "share_equal", "share_uncorrected", "mean_iou_before", "mean_iou_after"),
         "semires",
+        headlines=("share_positive", "share_negative", "mean_iou_after"),
     ),
     _sentences(
         "own",

@@ -1,0 +1,108 @@
+"""Puts the measured tables of docs/results into the pages that show them: README.md and docs/tables.md.
+
+    python -m jobs.measurements.result_tables
+
+In README.md what stands between ``<!-- measured: TABLE -->`` and ``<!-- end -->`` is replaced by that table over all
+shares of labels that were measured; docs/tables.md is written anew, with every figure of every share. ``ablate`` writes
+the files of docs/results into its work directory.
+"""
+
+import argparse
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from jobs.ablation.results import markdown_over_shares, markdown_table
+from jobs.ablation.tables import TABLES, find_table
+from pipeline.errors import InputError
+
+ROOT = Path(__file__).parents[2]
+_SHOWN = re.compile(r"(<!-- measured: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
+_PAPERS = {"s4m": "S⁴M", "semires": "SemiRES"}
+
+Measured = Mapping[str, Sequence[Mapping[str, Any]]]
+"""Table's name -> its results, smallest share of labels first."""
+
+
+def read_measured(folder: Path) -> Measured:
+    """The results of all tables in the order of the papers; a table without any is left out.
+
+    Raises:
+        InputError: a file in which cells are missing.
+    """
+    found: dict[str, list[Mapping[str, Any]]] = {table.name: [] for table in TABLES}
+    for path in sorted(path for paper in _PAPERS for path in folder.glob(f"{paper}_*.json")):
+        result = json.loads(path.read_bytes())
+        if result["missing"]:
+            raise InputError(
+                "cells of this table are missing", where=path, got=", ".join(result["missing"]), fix="end it: ablate"
+            )
+        found[result["table"]].append(result)
+    return {name: sorted(of, key=lambda one: one["size"]["percent"]) for name, of in found.items() if of}
+
+
+def fill(text: str, measured: Measured) -> str:
+    """``text`` with every marked table as it was measured.
+
+    Raises:
+        InputError: a mark of a table that is not there, or was not measured; or a measured table without a mark.
+    """
+    marked = {name for _, name, _ in _SHOWN.findall(text)}
+    if marked != set(measured):
+        raise InputError(
+            "tables that are shown are not those that were measured",
+            where="<!-- measured: TABLE -->",
+            expected=", ".join(measured),
+            got=", ".join(sorted(marked)),
+        )
+
+    def table(match: re.Match[str]) -> str:
+        name = match[2]
+        return f"{match[1]}{markdown_over_shares(find_table(name), measured[name])}\n{match[3]}"
+
+    return _SHOWN.sub(table, text)
+
+
+def page(measured: Measured) -> str:
+    """Every table at every share with all its figures, and how it was made."""
+    parts = [
+        "# Every measured table\n",
+        "Written by `python -m jobs.measurements.result_tables` from `docs/results/`; what the figures say is in the",
+        "[README](../README.md#tables-of-the-papers). Percent, mean ± deviation over seeds; the last column is the",
+        "difference of the first figure to the first row within seeds.\n",
+    ]
+    for name, results in measured.items():
+        table = find_table(name)
+        parts.append(f"## {_PAPERS[table.paper]}, {_number(name.removeprefix('semires-'))}: {table.title}\n")
+        for result in results:
+            size, share = result["size"], f"{result['size']['percent']:g}"
+            parts.append(
+                f"{share} % of {size['num_train']} scenes labelled, {size['num_val']} to evaluate on; teachers"
+                f" {size['teacher_steps']} steps, students {size['student_steps']}:"
+                f" `s4m-pipeline ablate {name} --percent {share} --seeds {len(result['seeds'])}"
+                f" --budget {result['budget']}`\n"
+            )
+            parts.append(markdown_table(result) + "\n")
+    return "\n".join(parts)
+
+
+def _number(name: str) -> str:
+    if name[0] == "F":
+        return f"Figure {name[1:]}"
+    return f"Table {name}" if name[-1].isdigit() else f"`{name}`"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.parse_args(arguments)
+    measured = read_measured(ROOT / "docs/results")
+    readme = ROOT / "README.md"
+    readme.write_text(fill(readme.read_text(), measured))
+    (ROOT / "docs/tables.md").write_text(page(measured))
+
+
+if __name__ == "__main__":
+    main()
