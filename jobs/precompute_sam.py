@@ -20,6 +20,7 @@ from jobs.precompute.plan import (
     plan_store,
     preview_store,
     print_dry_run,
+    told_copied,
 )
 from jobs.precompute.stages import STAGES, MakeBackend, ShardJob, ShardReport, build_sam, describe_sam
 from jobs.progress import Progress
@@ -216,7 +217,8 @@ def _fill(
         settings.store, plan.identity, plan.images, images_per_shard=settings.images_per_shard, layout=plan.layout
     ) as writer:
         work = writer.missing(retry_quarantined=settings.retry_quarantined)
-        print(f"{plan.kind}: {work.summary()} shards of up to {settings.images_per_shard} images", flush=True)
+        copied = told_copied(plan, images_of(work), settings)
+        print(f"{plan.kind}: {work.summary()} shards of up to {settings.images_per_shard} images{copied}", flush=True)
         jobs = [_job(task, plan, coco) for task in work.tasks]
         total = sum(len(job.task.plan.images) for job in jobs)
         if jobs:
@@ -228,7 +230,8 @@ def _fill(
 def _job(task: ShardTask, plan: StorePlan, coco: CocoSet) -> ShardJob:
     ids = [image.image_id for image in task.plan.images]
     objects = {i: plan.objects[i] for i in ids if plan.objects.get(i)}
-    return ShardJob(task, str(coco.image_root.absolute()), objects)
+    known = {i: plan.known[i] for i in ids if i in plan.known}
+    return ShardJob(task, str(coco.image_root.absolute()), objects, known)
 
 
 def _run(
@@ -249,6 +252,8 @@ def _run(
         started.update([] if image_id is None else [image_id])
 
     bad, is_local = 0, ray_address == LOCAL
+    if settings.reuse is not None:  # workers run in other folders
+        settings = replace(settings, reuse=open_files(settings.reuse).uri)
     make_stage = partial(STAGES[plan.kind], settings, make_backend)
     with ExitStack() as stack:
         if is_local:

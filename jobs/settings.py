@@ -86,6 +86,8 @@ class PrecomputeSettings:
     """Further tries for an image that fails for a reason other than itself."""
     max_alike_failures: int = MOST_ALIKE
     """So many images in a row that fail for one reason other than themselves end the run."""
+    reuse: str | None = None
+    """A library of the same SAM and settings: of images that it has, by name and size, proposals are copied."""
     retry_quarantined: bool = False
     """Try images again that an earlier run set aside."""
     workers: WorkerSettings = field(default_factory=WorkerSettings)

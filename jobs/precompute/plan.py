@@ -4,7 +4,7 @@ import math
 import shutil
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from data_schemas.manifest import SCHEMA_VERSIONS, ImageKey, Kind, StoreIdentity
@@ -19,6 +19,7 @@ from jobs.precompute.cost_model import (
     proposals_cost,
     similarity_cost,
 )
+from jobs.precompute.reuse import known_images
 from jobs.settings import PrecomputeSettings
 from jobs.store_checks import image_keys
 from pipeline.data.coco import CocoSet, make_coco
@@ -42,6 +43,8 @@ class StorePlan:
     layout: SimilarityLayout | None
     objects: Mapping[int, tuple[Rle, ...]]
     """Image id -> masks of the ground truth; similarity only."""
+    known: Mapping[int, int] = field(default_factory=dict)
+    """Image id -> its id in the library of ``reuse``, whose proposals are copied."""
 
     @property
     def kind(self) -> Kind:
@@ -79,7 +82,12 @@ def plan_store(
     objects = {
         i: tuple(entry.rle for entry in entries if not entry.iscrowd) for i, entries in chosen.annotations.items()
     }
-    return StorePlan(identity, images, layout, objects)
+    known = (
+        known_images(settings.reuse, settings.store, identity, images)
+        if settings.reuse is not None and kind == "proposals"
+        else {}
+    )
+    return StorePlan(identity, images, layout, objects, known)
 
 
 def preview_store(plan: StorePlan, settings: PrecomputeSettings, replaced: Collection[str] = ()) -> Work:
@@ -119,10 +127,18 @@ def print_dry_run(
         needed, seconds = needed + cost.num_bytes, seconds + cost.seconds
         size = _megabytes(cost.num_bytes)
         time = f", about {duration(cost.seconds)} on one worker" if row else ""
-        print(f"{plan.kind}: {shards} shards to compute ({summary}), {len(images)} images{time}, about {size}")
+        copied = told_copied(plan, images, settings)
+        print(f"{plan.kind}: {shards} shards to compute ({summary}), {len(images)} images{copied}{time}, about {size}")
     print(f"store: {settings.store}, about {_megabytes(needed)} more{_free_disk(settings.store)}")
     print(_how_estimated(row, seconds, settings, is_local=is_local, gpu=gpu))
     print("dry run: nothing was written")
+
+
+def told_copied(plan: StorePlan, images: Sequence[ImageKey], settings: PrecomputeSettings) -> str:
+    """How many of the images another library has; nothing where none is named."""
+    if settings.reuse is None or plan.kind != "proposals":
+        return ""
+    return f"; {sum(image.image_id in plan.known for image in images)} images are copied from {settings.reuse}"
 
 
 def expected_seconds(
@@ -161,7 +177,9 @@ def estimate(plan: StorePlan, images: Sequence[ImageKey], settings: PrecomputeSe
         return similarity_cost(row, plan.layout.num_points, plan.layout.grid_hw, sizes)
     if row is None:
         return Estimate(math.nan, len(images) * _PROPOSAL_BYTES)
-    return proposals_cost(row, settings.proposals, sizes)
+    new = [(image.height, image.width) for image in images if image.image_id not in plan.known]
+    num_bytes = proposals_cost(row, settings.proposals, sizes).num_bytes  # copies need their disk too
+    return Estimate(proposals_cost(row, settings.proposals, new).seconds, num_bytes)
 
 
 def _how_estimated(

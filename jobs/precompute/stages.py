@@ -29,7 +29,7 @@ from pipeline.sam.interface import ImageEmbedding, SamBackend, SamFacts
 from pipeline.sam.sam2_backend import build_backend, describe_backend
 from pipeline.sam.segment_everything import segment_everything
 from pipeline.stores.proposal_pages import MAX_ROWS
-from pipeline.stores.proposal_store import commit_proposals
+from pipeline.stores.proposal_store import ProposalStore, commit_proposals
 from pipeline.stores.shards import ShardTask
 from pipeline.stores.similarity_store import commit_similarity
 
@@ -47,6 +47,8 @@ class ShardJob:
     image_root: str
     objects: Mapping[int, tuple[rle.Rle, ...]] = field(default_factory=dict)
     """Image id -> masks of the ground truth, where similarity targets are to lie on objects."""
+    known: Mapping[int, int] = field(default_factory=dict)
+    """Image id -> its id in the library of ``reuse``: not to be computed."""
     poisoned: Mapping[int, str] = field(default_factory=dict)
     """Images not to touch again, and why: they killed their worker or never ended."""
     read_ahead: int = 2
@@ -111,6 +113,7 @@ class ProposalStage:
         self.backend = make_backend(settings.sam)
         self.batch = BatchSize(settings.proposals.points_per_batch)
         self.streak = FailureStreak(settings.max_alike_failures)
+        self._reused = ProposalStore.open(settings.reuse) if settings.reuse is not None else None
 
     def __call__(self, job: ShardJob, tell: Tell = lambda _: None) -> ShardReport:
         """Compute and publish one shard."""
@@ -127,8 +130,17 @@ class ProposalStage:
                 raise InputError("more proposals than a library holds; see proposals.max_proposals", got=len(found))
             return found
 
+        copied = self._copied(job, tell)
         done = compute_embedded(job, self.backend, proposals, self.settings, tell, self.streak)
-        return partial(_publish, commit_proposals, job.task, done)
+        return partial(_publish, commit_proposals, job.task, replace(done, results={**copied, **done.results}))
+
+    def _copied(self, job: ShardJob, tell: Tell) -> dict[int, list[Proposal]]:
+        copied = {}
+        for image_id, known in job.known.items():
+            assert self._reused is not None  # the plan knows images of it
+            tell(image_id)
+            copied[image_id] = self._reused.read(known)
+        return copied
 
 
 class SimilarityStage:
@@ -220,7 +232,7 @@ def compute_images(
     prepare: Callable[[Mapping[int, NDArray[np.uint8]]], None] = lambda _: None,
     streak: FailureStreak | None = None,
 ) -> Computed[R]:
-    """Read and compute every image of a shard; one that fails is set aside, the others go on.
+    """Read and compute every image of a shard that is not known; one that fails is set aside, the others go on.
 
     Args:
         job: The shard.
@@ -242,7 +254,7 @@ def compute_images(
     quarantined = [
         ImageOutcome.quarantined(key.image_id, stage="worker", reason=job.poisoned[key.image_id], retries=retries)
         for key in job.task.plan.images
-        if key.image_id in job.poisoned
+        if key.image_id in job.poisoned and key.image_id not in job.known
     ]
     turns = _read_in_turn(job)
     while group := list(islice(turns, batch)):
@@ -273,7 +285,8 @@ def compute_images(
 
 def _read_in_turn(job: ShardJob) -> Iterator[tuple[ImageKey, Callable[[], NDArray[np.uint8]]]]:
     """Each image of a shard and what gives its pixels (or the error), already being decoded while others are used."""
-    keys = [key for key in job.task.plan.images if key.image_id not in job.poisoned]
+    left_out = {*job.poisoned, *job.known}
+    keys = [key for key in job.task.plan.images if key.image_id not in left_out]
     if not job.read_ahead:
         yield from ((key, partial(_read, job.image_root, key)) for key in keys)
         return

@@ -98,6 +98,15 @@ class ProposalStore:
         """Images that can be read, rising; images without proposals included."""
         return self._index.image_ids
 
+    def images(self) -> list[ImageKey]:
+        """Those images with their names and sizes.
+
+        Raises:
+            StoreDamagedError: The list of images is missing or damaged.
+        """
+        planned, readable = self._index.images, set(self.image_ids())
+        return [image for image in planned.between(0, len(planned)) if image.image_id in readable]
+
     def quarantined(self) -> dict[int, ImageOutcome]:
         """Images that were tried and set aside."""
         return self._index.quarantined

@@ -329,7 +329,11 @@ def _refuse_other_parts(
             differences += [difference for difference in found if difference not in differences]
     if differences:
         what = f"the {_told(identity.kind for identity in in_the_way)} of the store were"
-        raise mismatch(files, differences, fix_new=_way_out(in_the_way, part.identity), what=what)
+        fix = _way_out(in_the_way, part.identity)
+        has_grown = {name for name, _, _ in differences} <= {"dataset_fingerprint", "images"}
+        if has_grown and part.identity.kind == "proposals" and part.identity.command == "precompute-sam":
+            fix += f"; another store copies what this one has with --cfg-options reuse={files.uri}"
+        raise mismatch(files, differences, fix_new=fix, what=what)
 
 
 def _told(kinds: Iterable[str]) -> str:
