@@ -1,11 +1,16 @@
 """Scenes, labelled draws and SAM's artefacts for a study; what is there already is left as it is."""
 
+import time
+
 from jobs import precompute_sam
 from jobs.ablation.plan import CONFIGS, Study
 from jobs.progress import Progress
 from pipeline.data.coco import load_coco
 from pipeline.data.splits import draw_split, save_split
 from pipeline.scenes.dataset import write_scenes
+from pipeline.stores.lock import StoreBusyError
+
+_WAIT_SECONDS = 2.0
 
 
 def prepare(study: Study) -> None:
@@ -38,6 +43,19 @@ def prepare(study: Study) -> None:
             "store": study.store(seed),
             "targets": "[proposals]" if of_sentences else "[similarity]",
         }
-        precompute_sam.run(
-            CONFIGS / "sam/scenes.py", cfg_options=[f"{name}={value}" for name, value in options.items()]
-        )
+        _fill([f"{name}={value}" for name, value in options.items()])
+
+
+def _fill(cfg_options: list[str]) -> None:
+    """Run ``precompute-sam``, after another table in the same folder where that is filling the store."""
+    told = False
+    while True:
+        try:
+            precompute_sam.run(CONFIGS / "sam/scenes.py", cfg_options=cfg_options)
+        except StoreBusyError as error:
+            if not told:
+                print(f"waiting: another job is writing {error.where}", flush=True)
+            told = True
+            time.sleep(_WAIT_SECONDS)
+        else:
+            return

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from jobs import ablate
+from jobs.ablation import data
 from jobs.ablation.plan import BUDGETS, CONFIGS, Planner, Study, missing_configs
 from jobs.ablation.results import markdown_table, metrics_of, rows_of
 from jobs.ablation.tables import TABLES, TITLES, Cell, Part, Table, find_table
@@ -19,6 +20,7 @@ from jobs.config_files import as_text
 from jobs.training.runs import read_training_config
 from pipeline.errors import ConfigError, InputError
 from pipeline.refine.build import LIBRARY_REFINERS
+from pipeline.stores.lock import StoreBusyError
 
 ROOT = Path(__file__).parents[2]
 TEACHER, STUDENT = Part("teacher/scenes_supervised"), Part("student/scenes_none")
@@ -280,6 +282,30 @@ def test_the_table_is_the_mean_and_the_sample_deviation_over_seeds():
         "| alone | 3 | 30.0 ± 26.5 | 25.0 ± 0.0 | - |  |",
         "| with labels | 1 | 50.0 | 25.0 | 75.0 | +40.0 |",
     ]
+
+
+def test_a_store_that_another_table_is_filling_is_waited_for(monkeypatch, capsys):
+    tries = []
+
+    def busy_twice(*_, cfg_options):
+        tries.append(cfg_options)
+        if len(tries) < 3:
+            raise StoreBusyError("another job is writing this store", where="work/store")
+
+    monkeypatch.setattr(data.precompute_sam, "run", busy_twice)
+    monkeypatch.setattr(data, "_WAIT_SECONDS", 0)
+    data._fill(["store=work/store"])
+    assert tries == [["store=work/store"]] * 3
+    assert capsys.readouterr().out == "waiting: another job is writing work/store\n"
+
+
+def test_another_trouble_of_the_store_ends_the_table(monkeypatch):
+    def fail(*_, cfg_options):
+        raise InputError("no such store")
+
+    monkeypatch.setattr(data.precompute_sam, "run", fail)
+    with pytest.raises(InputError, match="no such store"):
+        data._fill([])
 
 
 def test_rows_are_compared_within_seeds():
