@@ -80,7 +80,7 @@ def look(store_uri: str, images: Path, image_root: Path | None, out: Path, *, nu
         proposals = library.read(image.image_id)
         total += len(proposals)
         truth = [entry.rle for entry in coco.annotations[image.image_id] if not entry.iscrowd]
-        recall += library_recall(truth, [_rle(proposal) for proposal in proposals])
+        recall += library_recall(truth, [rle.of_proposal(proposal) for proposal in proposals])
     lines = [f"{len(shown)} images, {total} proposals, {total / len(shown):.1f} an image"]
     if recall.best_of_instances:
         lines.append(
@@ -90,15 +90,11 @@ def look(store_uri: str, images: Path, image_root: Path | None, out: Path, *, nu
     return "\n".join([*lines, f"picture: {out}"])
 
 
-def _rle(proposal: Proposal) -> rle.Rle:
-    return {"size": [proposal.height, proposal.width], "counts": proposal.rle_counts}
-
-
 def _row(coco: CocoSet, image: CocoImage, proposals: list[Proposal], height: int) -> Pixels:
     """BGR: the image, its instances where there are any, its proposals (the smallest on top)."""
     pixels = read_image(coco.path_of(image))
     truth = [entry.rle for entry in coco.annotations[image.image_id] if not entry.iscrowd]
-    by_area = [_rle(p) for p in sorted(proposals, key=lambda p: -p.area)]
+    by_area = [rle.of_proposal(p) for p in sorted(proposals, key=lambda p: -p.area)]
     columns = [pixels, *([_outlined(pixels, truth, height)] if truth else []), _outlined(pixels, by_area, height)]
     tiles = [_resized(column, height) for column in columns]
     gap = np.zeros((height, _GAP, 3), np.uint8)

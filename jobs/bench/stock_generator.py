@@ -58,7 +58,7 @@ def stock_codes(found: Sequence[Mapping[str, Any]]) -> list[rle.Rle]:
 
 def our_codes(found: Sequence[Proposal]) -> list[rle.Rle]:
     """The masks of proposals."""
-    return [rle.Rle(size=[each.height, each.width], counts=each.rle_counts) for each in found]
+    return [rle.of_proposal(each) for each in found]
 
 
 def assert_same_masks(ours: Sequence[Proposal], stock: Sequence[Mapping[str, Any]]) -> None:

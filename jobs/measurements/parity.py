@@ -169,7 +169,7 @@ def p3(subject: Subject) -> dict[str, int]:
 
 
 def _is_sound(each: Proposal) -> bool:
-    mask = rle.decode(rle.Rle(size=[each.height, each.width], counts=each.rle_counts))
+    mask = rle.decode(rle.of_proposal(each))
     code = rle.encode(mask)
     facts = code["counts"], int(mask.sum()), rle.bbox_xywh(code)
     return facts == (each.rle_counts, each.area, each.bbox_xywh)

@@ -74,9 +74,8 @@ def library_quality(backend: Sam2Backend, scenes: SceneArrays, settings: Generat
         started = time.perf_counter()
         proposals = segment_everything(backend, image, settings)
         seconds.append(time.perf_counter() - started)
-        height, width = owner.shape
         truth = rle.encode_many(np.stack([owner == k + 1 for k in range(int(owner.max()))]))
-        recall += library_recall(truth, [{"size": [height, width], "counts": p.rle_counts} for p in proposals])
+        recall += library_recall(truth, [rle.of_proposal(p) for p in proposals])
     return {
         "recall_50": recall.at(0.5) or 0.0,
         "recall_75": recall.at(0.75) or 0.0,

@@ -5,7 +5,7 @@ publishes the shard: every image ends as rows or as a quarantine outcome with st
 """
 
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -37,6 +37,8 @@ Tell = Callable[[int | None], None]
 """Called with the id of the image that comes next, and with None when all are done and the shard is to be written."""
 MakeBackend = Callable[[SamSettings], SamBackend]
 R = TypeVar("R")
+_SAME_IOU, _SAME_SHARE = 0.9, 0.5
+"""An image is the same if so many of its masks are found again; in bfloat16 some 95 % are (docs/results/parity.md)."""
 
 
 @dataclass(frozen=True)
@@ -120,17 +122,20 @@ class ProposalStage:
         return self.compute(job, tell)()
 
     def compute(self, job: ShardJob, tell: Tell = lambda _: None) -> Publish:
-        """Compute one shard."""
+        """Compute one shard.
+
+        Raises:
+            PipelineError: As ``compute_images``; an image is not the one that the library of ``reuse`` has.
+        """
 
         def proposals(_key: ImageKey, image: NDArray[np.uint8], embedding: ImageEmbedding) -> list[Proposal]:
-            found = segment_everything(
-                self.backend, image, self.settings.proposals, embedding=embedding, batch=self.batch
-            )
+            found = self._segment(image, embedding)
             if len(found) > MAX_ROWS:  # here, where it costs this image only; when its shard is written, all of the run
                 raise InputError("more proposals than a library holds; see proposals.max_proposals", got=len(found))
             return found
 
         copied = self._copied(job, tell)
+        self._check_copied(job, copied)
         done = compute_embedded(job, self.backend, proposals, self.settings, tell, self.streak)
         return partial(_publish, commit_proposals, job.task, replace(done, results={**copied, **done.results}))
 
@@ -141,6 +146,33 @@ class ProposalStage:
             tell(image_id)
             copied[image_id] = self._reused.read(known)
         return copied
+
+    def _check_copied(self, job: ShardJob, copied: Mapping[int, Sequence[Proposal]]) -> None:
+        """Segment one of the images of a shard that are copied: files of other images may have the same names."""
+        key = next((key for key in job.task.plan.images if copied.get(key.image_id)), None)
+        if key is None:
+            return
+
+        def segment(key: ImageKey) -> list[Proposal]:
+            image = _read(job.image_root, key)
+            return self._segment(image, self.backend.embed([image])[0])
+
+        found, failure, _ = _try(partial(segment, key), self.settings.retries)
+        if failure is not None:  # nothing to compare with
+            return
+        theirs, ours = ([rle.of_proposal(one) for one in of] for of in (copied[key.image_id], found))
+        again = int((rle.pairwise_iou(theirs, ours).max(axis=1, initial=0) >= _SAME_IOU).sum())
+        if again < _SAME_SHARE * len(theirs):
+            raise InputError(
+                "an image is not the one that the reused library has, though name and size are the same",
+                where=f"{key.file_name} of {job.image_root}",
+                expected=f"most of its {len(theirs)} proposals in {self.settings.reuse}, found again",
+                got=f"{again} found again",
+                fix="name the library of these very images with --cfg-options reuse=STORE, or none (reuse=None)",
+            )
+
+    def _segment(self, image: NDArray[np.uint8], embedding: ImageEmbedding) -> list[Proposal]:
+        return segment_everything(self.backend, image, self.settings.proposals, embedding=embedding, batch=self.batch)
 
 
 class SimilarityStage:

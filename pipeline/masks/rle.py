@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
+from data_schemas.proposals import Proposal
 from pipeline.errors import AnnotationError
 from pipeline.masks.run_lengths import even_counts, malformed, runs_of_codes, runs_of_counts
 
@@ -24,6 +25,11 @@ class Rle(TypedDict):
 
     size: list[int]
     counts: str
+
+
+def of_proposal(proposal: Proposal) -> Rle:
+    """The mask of a row of the library."""
+    return Rle(size=[proposal.height, proposal.width], counts=proposal.rle_counts)
 
 
 def encode(mask: NDArray[np.bool_]) -> Rle:

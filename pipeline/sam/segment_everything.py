@@ -256,7 +256,7 @@ def without_small_regions(proposals: list[Proposal], settings: GeneratorSettings
     """
     cleaned, changed = [], []
     for proposal in proposals:
-        mask, touched = clean(rle.decode(_rle(proposal)), settings.min_mask_region_area)
+        mask, touched = clean(rle.decode(rle.of_proposal(proposal)), settings.min_mask_region_area)
         cleaned.append(_with_mask(proposal, mask) if touched else proposal)
         changed.append(touched)
     threshold = max(settings.box_nms_threshold, settings.crop_nms_threshold)
@@ -267,10 +267,6 @@ def without_small_regions(proposals: list[Proposal], settings: GeneratorSettings
 def _with_mask(proposal: Proposal, mask: NDArray[np.bool_]) -> Proposal:
     code = rle.encode(mask)
     return replace(proposal, rle_counts=code["counts"], area=int(np.count_nonzero(mask)), bbox_xywh=rle.bbox_xywh(code))
-
-
-def _rle(proposal: Proposal) -> rle.Rle:
-    return rle.Rle(size=[proposal.height, proposal.width], counts=proposal.rle_counts)
 
 
 def _boxes_xyxy(proposals: list[Proposal]) -> Tensor:

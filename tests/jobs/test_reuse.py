@@ -5,7 +5,9 @@ from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from jobs import precompute_sam
 from jobs.precompute_sam import precompute
@@ -16,6 +18,9 @@ from pipeline.stores.proposal_store import ProposalStore
 from pipeline.stores.verify import verify
 from tests.fakes import FakeSam
 from tests.jobs.toys import fake_sam, store_files, write_coco
+
+CHECKED = 3
+"""The five images that are copied lie in three shards, and one of each is looked at again."""
 
 
 class Counting(FakeSam):
@@ -64,7 +69,7 @@ def grown(settings, tmp_path):
 
 def test_only_new_images_are_computed_and_the_store_is_as_if_all_were(grown, tmp_path, counting, capsys):
     precompute(grown, make_backend=counting)
-    assert Counting.seen == 4
+    assert Counting.seen == 4 + CHECKED
     out = capsys.readouterr().out
     assert f"new 5 shards of up to 2 images; 5 images are copied from {grown.reuse}" in out
     assert "proposals: 9 images" in out
@@ -75,10 +80,26 @@ def test_only_new_images_are_computed_and_the_store_is_as_if_all_were(grown, tmp
     assert all(ProposalStore.open(grown.store).read(image_id) for image_id in range(82, 91))
 
 
+def test_other_images_of_the_same_names_and_sizes_are_refused(grown):
+    for file in Path(grown.images).parent.glob("*.png"):
+        Image.fromarray(np.ascontiguousarray(np.asarray(Image.open(file))[::-1])).save(file)
+    with pytest.raises(InputError, match="is not the one that the reused library has") as caught:
+        precompute(grown, make_backend=fake_sam)
+    assert caught.value.exit_code == 3
+    assert "reuse=None" in str(caught.value)
+
+
+def test_an_image_that_cannot_be_looked_at_again_is_copied(grown):
+    for index in range(5):
+        (Path(grown.images).parent / f"{index:02}.png").write_bytes(b"no image")
+    precompute(replace(grown, max_broken_share=1), make_backend=fake_sam)
+    assert ProposalStore.open(grown.store).image_ids() == list(range(82, 91))
+
+
 def test_a_finished_store_goes_on_without_the_other(grown, counting, tmp_path):
     precompute(grown, make_backend=counting)
     precompute(replace(grown, reuse=None), make_backend=counting)
-    assert Counting.seen == 4
+    assert Counting.seen == 4 + CHECKED
 
 
 def test_a_dry_run_counts_what_is_copied_and_writes_nothing(grown, capsys):
@@ -99,7 +120,7 @@ def test_an_image_of_another_size_and_one_that_was_set_aside_are_computed(settin
     store = ProposalStore.open(again.store)
     assert store.image_ids() == [10, 11, 12, 13]
     assert list(store.quarantined()) == [14]  # as the file has another size than the list says
-    assert Counting.seen == 1
+    assert Counting.seen == 1 + 2
 
 
 def test_workers_in_other_folders_find_the_other_library(grown, tmp_path, counting, monkeypatch):
@@ -112,12 +133,12 @@ def test_workers_in_other_folders_find_the_other_library(grown, tmp_path, counti
     monkeypatch.setattr(precompute_sam, "run_sharded", elsewhere)
     monkeypatch.setattr(precompute_sam, "room_for_a_worker", lambda *_: nullcontext())
     precompute(replace(grown, reuse="old"), make_backend=counting, ray_address="a cluster")
-    assert Counting.seen == 4
+    assert Counting.seen == 4 + CHECKED
 
 
 def test_targets_are_computed_whatever_is_copied(grown, counting):
     precompute(replace(grown, targets=("similarity", "proposals")), make_backend=counting)
-    assert Counting.seen == 6 + 4
+    assert Counting.seen == 6 + 4 + CHECKED
 
 
 @pytest.mark.parametrize(
