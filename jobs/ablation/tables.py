@@ -271,7 +271,7 @@ _SEMIRES = (
         ),
         ("share_positive", "share_negative", "share_equal", "share_uncorrected", "mean_iou_before", "mean_iou_after"),
         "semires",
-        headlines=("share_positive", "share_negative", "mean_iou_after"),
+        headlines=("share_positive", "share_negative"),
     ),
     _sentences(
         "own",
