@@ -2,6 +2,8 @@
 
     python -m jobs.measurements.step_times CONFIG ... --demo demo
 
+Configs of sentences find theirs with ``--cfg-options`` data_root, split_file, store and teacher_checkpoint.
+
 All configs are trained in one process, a step of each in turn, so that a busy machine slows all alike; shares are worth
 keeping, milliseconds less so. Timers are put around functions from outside while this runs. A part's time is its own:
 what a part inside it takes is counted there and not here. On a GPU every part waits for the device.
@@ -27,8 +29,12 @@ from jobs.bench.stepping import Stepper, demo_config
 from jobs.bench.stock_generator import synchronise
 from jobs.training.runs import provenance, say
 from pipeline.data import instance_dataset, transforms
+from pipeline.data.referring.sets import ReferSet
 from pipeline.errors import PipelineError
 from pipeline.models import mask2former, semi_student, training_hooks
+from pipeline.models.referring import refer_labels
+from pipeline.models.referring.segmentor import ReferSegmentor
+from pipeline.models.referring.semi_refer import SemiReferStudent
 from pipeline.models.semi_student import SemiStudent
 from pipeline.refine.point_prompt import PointPromptRefiner
 from pipeline.sam.sam2_backend import Sam2Backend
@@ -117,6 +123,15 @@ def timed(stepper: Stepper, clock: PartClock) -> Iterator[None]:
         (SemiStudent, "mixed_samples", ARP),
         (SemiStudent, "strong_inputs", STRONG),
         (mask2former.DistilledMask2Former, "loss", STUDENT),
+        (ReferSet, "truth", LABELS),
+        (SemiReferStudent, "teacher_logits", TEACHER),
+        *((refer_labels, name, FRAMES) for name in ("to_canonical", "to_view")),
+        (SemiReferStudent, "refined_labels", MATCH),
+        (SemiReferStudent, "_image", READ),
+        (SemiReferStudent, "_quality", WATCH),
+        (SemiReferStudent, "strong_inputs", STRONG),
+        *((SemiReferStudent, name, STUDENT) for name in ("_outputs", "labelled_losses", "unlabelled_losses")),
+        (ReferSegmentor, "loss", STUDENT),
         (Mask2FormerHead, "_get_targets_single", ASSIGN),
         *((wrapper, "backward", BACKWARD) for wrapper in (OptimWrapper, AmpOptimWrapper)),
         (training_hooks, "update_average", EMA),

@@ -1,12 +1,14 @@
 """Mutual learning on sentences: interrupted, on libraries with gaps, and in two processes."""
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
 from jobs import train_student
+from jobs.measurements import step_times
 from jobs.training import runs as training
 from pipeline.data.coco import load_coco, subset
 from pipeline.data.splits import load_split
@@ -59,6 +61,22 @@ def teacher(scenes, tmp_path_factory):
 def student_options(scenes, library, teacher, *more):
     inputs = (f"data_root={scenes}", f"store={library}", f"teacher_checkpoint={teacher}")
     return [*SMALL, *inputs, "init_checkpoint={teacher_checkpoint}", *more]
+
+
+def test_the_parts_of_a_students_step(scenes, library, teacher, tmp_path, monkeypatch):
+    options = [word for each in student_options(scenes, library, teacher) for word in ("--cfg-options", each)]
+    arguments = [str(STUDENT), "--steps", "2", "--warm-up", "1", "--out", str(tmp_path / "steps.json"), *options]
+    monkeypatch.setattr(sys, "argv", ["step_times", *arguments])
+    step_times.main()
+    (result,) = json.loads((tmp_path / "steps.json").read_text())
+    parts = result["configs"][STUDENT.stem]["parts"]
+    there = {
+        *("read images", "labels to masks", "teacher: forward, filter", "library read", "match, or draw points"),
+        *("masks to the image and back", "strong view", "student: forward, losses", "optimizer", "EMA"),
+    }
+    assert there < set(parts) <= {*step_times.PARTS}
+    assert all(parts[name]["ms"] > 0 for name in there)
+    assert parts["rest"]["percent"] < 30
 
 
 def logged(folder, name):
