@@ -149,8 +149,9 @@ class ProposalStage:
 
     def _check_copied(self, job: ShardJob, copied: Mapping[int, Sequence[Proposal]]) -> None:
         """Segment one of the images of a shard that are copied: files of other images may have the same names."""
-        key = next((key for key in job.task.plan.images if copied.get(key.image_id)), None)
-        if key is None:
+        # That with the most masks: of one or two, rounding alone could lose half.
+        key = max(job.task.plan.images, key=lambda key: len(copied.get(key.image_id, ())))
+        if not copied.get(key.image_id):
             return
 
         def segment(key: ImageKey) -> list[Proposal]:
