@@ -81,6 +81,7 @@ _POINTS, _NONE = Part("student/scenes_points"), Part("student/scenes_none")
 _LABELS_ALONE = Part("student/scenes_none", (_NO_ARP, _NO_LABELS))
 _GUIDED = Part("student/scenes_none", (_NO_ARP,))
 """What ``scenes_guided`` is, with the teacher that a cell names."""
+_GOES_ON, _GOES_ON_NONE = "ablation/start_from_teacher", "ablation/start_from_teacher_none"
 
 
 def _teachers(*rows: tuple[str, str, Part]) -> tuple[Cell, ...]:
@@ -168,6 +169,18 @@ _S4M = (
         ),
     ),
     Table(
+        "start",
+        "Students that go on from their teacher; all have the same number of steps after it",
+        (
+            Cell("longer", "labels only, as many steps more", SUPERVISED, Part(_GOES_ON_NONE, (_NO_ARP, _NO_LABELS))),
+            Cell("mean_teacher", "plain mean teacher", SUPERVISED, Part("student/scenes_mean_teacher")),
+            Cell("guided", "Guided Distillation, no SAM", SUPERVISED, Part(_GOES_ON_NONE, (_NO_ARP,))),
+            Cell("structural", "+ structural distillation", STRUCTURAL, Part(_GOES_ON_NONE, (_NO_ARP,))),
+            Cell("points", "+ point refinement", STRUCTURAL, Part(_GOES_ON, (_NO_ARP,))),
+            Cell("s4m", "+ ARP (S4M)", STRUCTURAL, Part(_GOES_ON)),
+        ),
+    ),
+    Table(
         "own",
         "What the paper leaves open: the teacher at the end of the burn-in, a gate for SAM's answers, repeated masks",
         (
@@ -186,7 +199,7 @@ _S4M = (
                     ("repeats", "second masks of one object are kept", ("model.pseudo_labels.nms_iou_threshold=None",)),
                 )
             ),
-            Cell("start", "the student goes on from the teacher", STRUCTURAL, Part("ablation/start_from_teacher")),
+            Cell("start", "the student goes on from the teacher", STRUCTURAL, Part(_GOES_ON)),
         ),
     ),
 )
