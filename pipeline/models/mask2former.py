@@ -182,6 +182,17 @@ class WeightedMask2FormerHead(Mask2FormerHead):
                 instances.pixel_weights = given.pixel_weights.to(instances.masks.device)
         return prepared
 
+    def _get_targets_single(
+        self, cls_score: Tensor, mask_pred: Tensor, gt_instances: InstanceData, img_meta: dict[str, Any]
+    ) -> Any:
+        """Match an image's queries in float32, as the original Mask2Former does.
+
+        The cost of a mask is a sum over 12,544 points, which half precision cannot hold: that of a large object that
+        no query has found yet would be infinite, and the matching fail.
+        """
+        with torch.no_grad(), torch.autocast(mask_pred.device.type, enabled=False):
+            return super()._get_targets_single(cls_score.float(), mask_pred.float(), gt_instances, img_meta)
+
     def _loss_by_feat_single(
         self, cls_scores: Tensor, mask_preds: Tensor, batch_gt_instances: list[InstanceData], batch_img_metas: list[Any]
     ) -> tuple[Tensor, Tensor, Tensor]:

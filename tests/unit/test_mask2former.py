@@ -224,6 +224,39 @@ def test_half_precision_does_not_reach_the_pixel_decoder():
     assert not torch.equal(found, expected)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_does_not_reach_the_matching(dtype):
+    """An object over most of the view that no query has found: its costs, of 12,544 points, are above float16's."""
+    head = build_head(WeightedMask2FormerHead)
+    head.num_points = 12_544
+    classes = torch.zeros(QUERIES, NUM_CLASSES + 1)
+    masks = torch.full((QUERIES, *SIZE), -9.0)
+    masks[2, :4] = -7.0  # a little less sure that there is nothing, where the object is: the query to be matched
+    truth = InstanceData(labels=torch.tensor([1]), masks=torch.ones(1, *SIZE, dtype=torch.long))
+    assert torch.finfo(torch.float16).max < 12_544 * 7
+    with torch.autocast("cpu", dtype=dtype):
+        found = head._get_targets_single(classes.to(dtype), masks.to(dtype), truth, {})
+    assert found[4].tolist() == [2]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_step_in_half_precision_has_losses_and_gradients_near_its_own(dtype):
+    def step(enabled):
+        model = build_detector().train()
+        images = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+        torch.manual_seed(0)
+        with torch.autocast("cpu", dtype=dtype, enabled=enabled):
+            losses = model.loss(images, [distilled_sample(image_id=1)])
+        total = sum(value.float().sum() for name, value in losses.items() if "loss" in name)
+        total.backward()
+        norm = torch.stack([p.grad.float().norm() for p in model.parameters() if p.grad is not None]).norm()
+        return float(total), float(norm)
+
+    full, half = step(enabled=False), step(enabled=True)
+    assert half != full
+    assert half == pytest.approx(full, rel=0.1)
+
+
 def test_the_hook_is_gone_after_the_block():
     model = build_detector().eval()
     with captured_output(model.backbone) as captured:
