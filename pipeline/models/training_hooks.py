@@ -12,7 +12,7 @@ from mmengine.device import get_device
 from mmengine.dist import all_reduce, get_dist_info, is_distributed
 from mmengine.evaluator import BaseMetric
 from mmengine.hooks import Hook
-from mmengine.model import MMDistributedDataParallel, is_model_wrapper
+from mmengine.model import MMDistributedDataParallel, is_model_wrapper, revert_sync_batchnorm
 from mmengine.runner import IterBasedTrainLoop, Runner
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -23,8 +23,9 @@ from pipeline.evaluation.coco_ap import mask_ap
 from pipeline.masks import rle
 
 AT_BURN_IN_END = ("copy", "keep")
-_SHOWN = ("refiner/", "pseudo/", "quality/", "loss_structural")
-
+_SHOWN = ("refiner/", "pseudo/", "quality/")
+_DISTILLATION = ("loss_structural", "loss_feature")
+"""A teacher's; a student's have a prefix."""
 
 PROGRESS_FILE = "progress.log"
 
@@ -130,10 +131,20 @@ class ProgressHook(Hook):
     def __init__(self, *, interval: int) -> None:
         self.interval = interval
         self._mark = (0.0, 0)
+        self._val_began = 0.0
 
     def before_train(self, runner: Any) -> None:
         """Start the clock."""
         self._mark = (time.monotonic(), runner.iter)
+
+    def before_val(self, runner: Any) -> None:
+        """Stop the clock: a validation is no step, and would be taken for many of them."""
+        self._val_began = time.monotonic()
+
+    def after_val(self, runner: Any) -> None:
+        """Let the clock go on."""
+        began, step = self._mark
+        self._mark = (began + time.monotonic() - self._val_began, step)
 
     def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
         """Print on the first worker."""
@@ -143,11 +154,15 @@ class ProgressHook(Hook):
         now = time.monotonic()
         seconds = (now - self._mark[0]) / max(step - self._mark[1], 1)
         self._mark = (now, step)
-        shown = {n: float(v) for n, v in (outputs or {}).items() if n == "loss" or n.startswith(_SHOWN)}
+        shown = {n: float(v) for n, v in (outputs or {}).items() if _is_shown(n)}
         text = "  ".join(f"{name} {value:.3g}" for name, value in shown.items())
         minutes, rest = divmod(round(seconds * (runner.max_iters - step)), 60)
         line = f"step {step}/{runner.max_iters}  {text}  {seconds:.2f} s/step  ETA {minutes}:{rest:02d}"
         tell_progress(runner, line)
+
+
+def _is_shown(name: str) -> bool:
+    return name == "loss" or name.startswith(_SHOWN) or name.rpartition("/")[2] in _DISTILLATION
 
 
 def tell_progress(runner: Any, line: str) -> None:
@@ -176,6 +191,8 @@ class TrainingRunner(Runner):
         if not is_distributed():
             return super().wrap_model(model_wrapper_cfg, model)
         on_gpu = get_device() == "cuda"
+        if not on_gpu:
+            model = revert_sync_batchnorm(model)  # torch has it on GPUs only; BatchStatisticsHook shares on CPUs
         return MMDistributedDataParallel(
             module=model.to(get_device()),
             device_ids=[torch.cuda.current_device()] if on_gpu else None,
@@ -199,13 +216,24 @@ class StreamLoop(IterBasedTrainLoop):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.dataloader_iterator = _StreamIterator(self.dataloader)
+        self.runner.register_hook(RepeatedValidationHook(), priority="LOWEST")
 
-    def run(self) -> nn.Module:
-        """Train; a run that was killed after its last step and before its last validation does that one."""
-        if self._iter >= self._max_iters and self.runner.val_loop is not None:
-            self.runner.val_loop.run()  # before the end of training, which closes the logs
-        model: nn.Module = super().run()
-        return model
+
+class RepeatedValidationHook(Hook):
+    """A run that goes on from a step that is validated begins with this validation.
+
+    A step's checkpoint is written before its validation, so that nothing says whether that was ever finished. Done
+    again it gives the same figures; left out it would cost the best checkpoint, or the figures of the last step. It
+    comes after all other hooks, which the checkpoint's own makes itself ready for.
+    """
+
+    def before_train(self, runner: Any) -> None:
+        """Validate before the first step, or instead of one after the last."""
+        loop = runner.train_loop
+        if runner.val_loop is None or loop.iter == 0 or loop.iter < loop.val_begin:
+            return
+        if loop.iter % loop.val_interval == 0 or loop.iter >= loop.max_iters:
+            runner.val_loop.run()
 
 
 class _StreamIterator:

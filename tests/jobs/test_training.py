@@ -17,6 +17,7 @@ from jobs import train_student, train_teacher
 from jobs.config_files import load_config, write_resolved
 from jobs.networks import open_config
 from jobs.training import runs as training
+from jobs.training.launch import launch
 from jobs.training.runs import (
     DONE,
     PROVENANCE,
@@ -260,6 +261,21 @@ def unfinished(scenes, folder):
     return run
 
 
+def test_a_run_goes_on_with_as_many_workers_as_it_was_begun_with(scenes, tmp_path):
+    folder = tmp_path / "run"
+    arguments = {"cfg_options": small(scenes), "work_dir": folder, "overwrite": False}
+    prepare(TEACHER, **arguments, resume=False, workers=4)
+    torch.save({"state_dict": {}}, folder / "iter_2.pth")
+    with pytest.raises(InputError, match=r"workers[\s\S]*--workers 4[\s\S]*got:\s+--workers 1"):
+        prepare(TEACHER, **arguments, resume=True)
+    assert prepare(TEACHER, **arguments, resume=True, workers=4).resume_from == folder / "iter_2.pth"
+    # one that does not say how many it was begun with goes on with any
+    stored = json.loads((folder / PROVENANCE).read_text())
+    del stored["workers"]
+    (folder / PROVENANCE).write_text(json.dumps(stored))
+    assert prepare(TEACHER, **arguments, resume=True, workers=2) is not None
+
+
 def test_an_unfinished_run_wants_resume_or_overwrite(scenes, tmp_path):
     folder = tmp_path / "run"
     assert unfinished(scenes, folder).resume_from is None
@@ -372,6 +388,41 @@ def test_both_networks_are_validated_each_with_its_own_weights(scenes, teacher_r
     assert (figures["mask_AP"], figures["weights"], figures["teacher_weights"]) == (2.0, seen[4], seen[5])
 
 
+def scored(monkeypatch, scores, *, killed_in=None):
+    """Validations of these scores by step; the process dies in that of one. Returns the steps that were validated."""
+    from mmengine.runner import ValLoop
+
+    from pipeline.models.training_hooks import MaskApMetric
+
+    done, validate = [], ValLoop.run
+
+    def run(loop):
+        if loop.runner.iter == killed_in:
+            raise Killed
+        done.append(loop.runner.iter)
+        return validate(loop)
+
+    monkeypatch.setattr(ValLoop, "run", run)
+    monkeypatch.setattr(MaskApMetric, "compute_metrics", lambda *_: {"mask_AP": scores[done[-1]]})
+    return done
+
+
+@pytest.mark.parametrize(("killed_in", "validated"), [(2, [2, 4]), (4, [4])])
+@pytest.mark.parametrize("scores", [{2: 3.0, 4: 1.0}, {2: 1.0, 4: 3.0}])
+def test_a_run_killed_in_a_validation_makes_up_for_it(scenes, tmp_path, monkeypatch, killed_in, validated, scores):
+    options = small(scenes, **{"train_cfg.val_interval": 2, "best_figure": "coco/mask_AP"})
+    with monkeypatch.context() as patch:
+        scored(patch, scores, killed_in=killed_in)
+        with pytest.raises(Killed):
+            run_training(TEACHER, options, tmp_path / "run")
+    done = scored(monkeypatch, scores)
+    run_training(TEACHER, options, tmp_path / "run", resume=True)
+    assert done == validated
+    best = max(scores, key=scores.get)
+    assert [path.name for path in (tmp_path / "run").glob("best_*")] == [f"best_coco_mask_AP_iter_{best}.pth"]
+    assert training.read_done(tmp_path / "run")["validation"]["mask_AP"] == scores[4]
+
+
 def test_an_unfinished_run_is_no_teacher_unless_its_file_is_named(scenes, tmp_path):
     folder = tmp_path / "teacher"
     unfinished(scenes, folder)
@@ -401,6 +452,41 @@ def test_a_student_goes_on_when_its_teachers_folder_is_gone_and_says_what_it_sta
 def test_half_precision_without_a_gpu_is_refused_with_the_way_out(scenes, tmp_path):
     with pytest.raises(EnvironmentProblemError, match=r"half precision[\s\S]*optim_wrapper\.type=OptimWrapper"):
         run_training(TEACHER, small(scenes, **{"optim_wrapper.type": "AmpOptimWrapper"}), tmp_path / "run")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.parametrize(
+    ("config", "option", "message"),
+    [
+        (TEACHER, ("optim_wrapper.type", "AmpOptimWrapper"), "half precision needs a GPU"),
+        (STUDENT, ("model.refiner.device", "cuda"), r"no GPU for SAM[\s\S]*model\.refiner\.device=cpu"),
+        (CONFIGS / "ablation/sd_live_teacher.py", ("model.live_sam.device", "cuda:0"), r"model\.live_sam\.device"),
+        (TEACHER, ("device", "cuda"), "no GPU"),
+    ],
+)
+def test_what_needs_a_gpu_is_refused_before_anything_is_deleted(scenes, teacher_run, tmp_path, config, option, message):
+    folder = tmp_path / "run"
+    unfinished(scenes, folder)
+    options = small_student(scenes, teacher_run) if config == STUDENT else small(scenes)
+    options += [f"{option[0]}={option[1]}"]
+    stage = "student" if config == STUDENT else "teacher"
+    for arguments in ({"overwrite": True}, {"dry_run": True}):
+        with pytest.raises(EnvironmentProblemError, match=message):
+            launch(config, stage=stage, cfg_options=options, work_dir=folder, **arguments)
+    assert (folder / "iter_2.pth").exists()
+
+
+def test_a_cluster_may_have_the_gpu_that_this_machine_lacks(scenes, capsys):
+    options = [*small(scenes, device="cuda"), "optim_wrapper.type=AmpOptimWrapper"]
+    launch(TEACHER, stage="teacher", cfg_options=options, dry_run=True, ray_address="10.0.0.1:6379")
+    assert "would train" in capsys.readouterr().out
+
+
+def test_a_teacher_that_never_moves_is_told_of(scenes, teacher_run, capsys):
+    for burn_in, is_told in ((3, False), (4, True)):
+        options = small_student(scenes, teacher_run, burn_in=burn_in)
+        launch(STUDENT, stage="student", cfg_options=options, dry_run=True)
+        assert ("the teacher never moves" in capsys.readouterr().out) == is_told
 
 
 STARTED = (TEACHER, *(CONFIGS / f"teacher/refer_scenes_{name}.py" for name in ("lavt", "rela")))

@@ -19,7 +19,6 @@ from pipeline.models.training_hooks import (
     MaskApMetric,
     ProgressHook,
     StepSeedHook,
-    StreamLoop,
     _StreamIterator,
     detections,
     update_average,
@@ -192,6 +191,23 @@ def test_workers_draw_for_themselves(monkeypatch):
     assert draw(1) == second
 
 
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_workers_on_cpus_have_plain_batch_norms(monkeypatch, device):
+    """torch refuses SyncBN on CPUs as soon as there are two workers."""
+    monkeypatch.setattr(training_hooks, "is_distributed", lambda: True)
+    monkeypatch.setattr(training_hooks, "get_device", lambda: device)
+    monkeypatch.setattr(training_hooks, "MMDistributedDataParallel", lambda module, **_: module)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(nn.Module, "to", lambda self, *_: self)
+    model = nn.Sequential(nn.SyncBatchNorm(3), nn.Conv2d(3, 3, 1))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    wrapped = training_hooks.TrainingRunner.wrap_model(SimpleNamespace(cfg={}), None, model)
+    assert isinstance(wrapped[0], nn.SyncBatchNorm) == (device == "cuda")
+    assert all(torch.equal(value, before[name]) for name, value in wrapped.state_dict().items())
+    if device == "cpu":
+        assert wrapped(torch.rand(2, 3, 4, 4)).shape == (2, 3, 4, 4)
+
+
 def test_a_model_without_a_key_is_left_alone():
     model = nn.Module()
     StepSeedHook(seed=0).before_train_iter(SimpleNamespace(model=model, iter=0), 0)
@@ -216,25 +232,6 @@ def test_the_stream_starts_late_and_reads_nothing_before():
     assert loader.started == [40]
 
 
-@pytest.mark.parametrize(("first_step", "validations"), [(3, 1), (4, 1)])
-def test_a_run_killed_before_its_last_validation_does_it_when_resumed(first_step, validations):
-    done = []
-    runner = SimpleNamespace(call_hook=lambda *_, **__: None, model=nn.Identity(), val_loop=None)
-    runner.val_loop = SimpleNamespace(run=lambda: done.append("validated"))
-    loop = StreamLoop.__new__(StreamLoop)
-    loop._runner, loop._iter, loop._max_iters, loop._epoch = runner, first_step, 4, 0
-    loop.val_begin, loop.val_interval, loop.stop_training = 1, 4, False
-    loop.fast_forward_on_resume, loop.dynamic_milestones, loop.dynamic_intervals = False, [0], [4]
-    loop.dataloader_iterator = _StreamIterator(Loader())
-
-    def run_iter(_batch):
-        loop._iter += 1
-
-    loop.run_iter = run_iter
-    loop.run()
-    assert len(done) == validations
-
-
 def test_progress_is_printed_every_interval_and_at_the_end(capsys, tmp_path):
     hook, runner = ProgressHook(interval=2), SimpleNamespace(iter=0, max_iters=5, work_dir=str(tmp_path))
     hook.before_train(runner)
@@ -252,6 +249,37 @@ def test_progress_is_printed_every_interval_and_at_the_end(capsys, tmp_path):
 @pytest.fixture(scope="module")
 def scenes(tmp_path_factory):
     return small_scenes(tmp_path_factory.mktemp("data") / "scenes", num_train=2, num_val=2)
+
+
+def test_the_time_left_is_that_of_steps_without_their_validations(capsys, tmp_path, monkeypatch):
+    """Two seconds a step; after step 2 a validation of an hour, of both networks one after the other."""
+    now = [100.0]
+    monkeypatch.setattr(training_hooks.time, "monotonic", lambda: now[0])
+    hook, runner = ProgressHook(interval=2), SimpleNamespace(iter=0, max_iters=100, work_dir=str(tmp_path))
+    hook.before_train(runner)
+    for runner.iter in range(6):
+        now[0] += 2
+        hook.after_train_iter(runner, 0)
+        if runner.iter in (1, 2):  # where a line is printed, and between two
+            hook.before_val(runner)
+            now[0] += 3600
+            hook.after_val(runner)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split("  ")[-2:] for line in lines] == [
+        ["2.00 s/step", "ETA 3:16"],
+        ["2.00 s/step", "ETA 3:12"],
+        ["2.00 s/step", "ETA 3:08"],
+    ]
+
+
+def test_the_lines_show_distillation_of_both_stages(capsys, tmp_path):
+    hook, runner = ProgressHook(interval=1), SimpleNamespace(iter=0, max_iters=1, work_dir=str(tmp_path))
+    hook.before_train(runner)
+    losses = {"loss_structural": 1.0, "sup/loss_structural": 2.0, "loss_feature": 3.0, "sup/loss_mask": 4.0}
+    hook.after_train_iter(runner, 0, outputs={name: torch.tensor(value) for name, value in losses.items()})
+    line = capsys.readouterr().out
+    assert "loss_structural 1  sup/loss_structural 2  loss_feature 3" in line
+    assert "loss_mask" not in line
 
 
 def prediction(coco, image, *, wrong=False):
