@@ -135,7 +135,9 @@ class SemiStudent(SemiBaseDetector):
             outcomes.update(refined.outcomes)
             labels.append(to_view(refined, masks.labels, view, min_pixels=self.settings.min_pixels))
             if self.settings.watch_quality and "hidden_truth" in sample:
-                teacher = to_view(_unrefined(masks, refined), masks.labels, view, min_pixels=1)
+                # As many pixels as of the refined: leaving small ones out would look like an improvement.
+                unrefined = _unrefined(masks, refined)
+                teacher = to_view(unrefined, masks.labels, view, min_pixels=self.settings.min_pixels)
                 before += _quality(teacher, sample)
                 after += _quality(labels[-1], sample)
         log = {f"refiner/{name}": float(outcomes[name]) for name in ("matched", "kept", "empty")}

@@ -291,6 +291,24 @@ def test_quality_is_told_before_and_after_refinement(folder):
     assert log["quality/teacher_ca"] == log["quality/refined_ca"] == 0.0
 
 
+def test_a_refiner_that_changes_nothing_improves_nothing(folder):
+    """Of two masks one has fewer pixels than are learnt, and the wrong class."""
+    model = build_student(refiner={"name": "none"})
+    samples, _ = _one_query(model, folder)
+    logits = torch.full((2, 16, 16), -9.0)
+    logits[0, 4:12, 4:12] = 9.0
+    logits[1, 0, 0] = 9.0
+    queries = [TeacherQueries(logits, torch.tensor([1, 2]), torch.tensor([0.9, 0.9])) for _ in samples]
+    truth = np.zeros((2, SIZE, SIZE), bool)
+    truth[0, 16:48, 16:40] = True
+    truth[1, :3, :4] = True
+    for sample in samples:
+        sample.hidden_truth = InstanceData(labels=torch.tensor([1, 1]), masks=torch.from_numpy(truth))
+    _, log = model.refined_labels(queries, samples, np.random.default_rng(0))
+    for figure in ("sq", "ca"):
+        assert log[f"quality/refined_{figure}"] == log[f"quality/teacher_{figure}"]
+
+
 @pytest.mark.parametrize(("min_pixels", "left"), [(1, 1), (20, 1), (21, 0)])
 def test_targets_with_too_few_pixels_are_not_learnt(folder, min_pixels, left):
     model = build_student(min_pixels=min_pixels)
