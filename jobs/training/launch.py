@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from jobs.cluster.ray_runner import LOCAL, START
+from jobs.training.notes import other_labels, teacher_that_never_moves
 from jobs.training.ray_workers import train_on_ray
 from jobs.training.runs import (
     check,
@@ -18,7 +19,6 @@ from jobs.training.runs import (
     say,
     train,
 )
-from jobs.training.teacher_labels import other_labels
 from pipeline.errors import ConfigError
 
 
@@ -59,19 +59,28 @@ def launch(
     config = read_training_config(config_path, cfg_options)
     refuse_other_stage(config, stage, config_path)
     refuse_many_workers(workers, ray_address)
+    here = ray_address in (LOCAL, START)
     if dry_run:
-        check(config, where=config_path)
-        _tell(other_labels(config))
+        check(config, where=config_path, here=here)
+        _tell(config)
         say(f"would train {config.max_iters} steps of {config.batch_size} images per worker, {workers} worker(s)")
         return {}
     folder = run_dir(config_path, work_dir)
     with held(folder):
-        run = prepare(config_path, cfg_options=cfg_options, work_dir=work_dir, resume=resume, overwrite=overwrite)
+        run = prepare(
+            config_path,
+            cfg_options=cfg_options,
+            work_dir=work_dir,
+            resume=resume,
+            overwrite=overwrite,
+            workers=workers,
+            here=here,
+        )
         if run is None:
             figures: dict[str, Any] = read_done(folder)["validation"]
             say(f"already finished: {folder} ({figures})")
             return figures
-        _tell(other_labels(config))
+        _tell(config)
         if workers == 1 and ray_address == LOCAL:
             figures = train(run)
         else:
@@ -81,9 +90,11 @@ def launch(
     return figures
 
 
-def _tell(note: str | None) -> None:
-    if note is not None:
-        say(note)
+def _tell(config: Any) -> None:
+    """What is no error and may still not be meant."""
+    for note in (other_labels(config), teacher_that_never_moves(config)):
+        if note is not None:
+            say(note)
 
 
 def refuse_many_workers(workers: int, ray_address: str) -> None:

@@ -1,4 +1,4 @@
-"""Did the teacher of a student learn the same labelled images? A note where it did not."""
+"""What a run is told of before it starts, and goes on with: it is no error, and may still not be meant."""
 
 import json
 from pathlib import Path
@@ -30,6 +30,17 @@ def other_labels(config: Any) -> str | None:
         f"note: the teacher learnt {len(learnt)} labelled images ({theirs}), "
         f"this student has {len(labelled)} ({mine}); {unseen} of the teacher's are not among them. "
         "A teacher of the same share is named by --cfg-options teacher_checkpoint=DIR"
+    )
+
+
+def teacher_that_never_moves(config: Any) -> str | None:
+    """What to tell of a student whose burn-in outlasts its training; None where it does not."""
+    burn_in, steps = config.get("burn_in"), config.get("max_iters")
+    if burn_in is None or steps is None or burn_in < steps:
+        return None
+    return (
+        f"note: burn_in={burn_in} is not before the last step, max_iters={steps}: the teacher never moves. "
+        f"A shorter one is set by --cfg-options burn_in={steps // 2}"
     )
 
 

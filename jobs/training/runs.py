@@ -113,8 +113,19 @@ def prepare(
     work_dir: Path | None,
     resume: bool,
     overwrite: bool,
+    workers: int = 1,
+    here: bool = True,
 ) -> TrainingRun | None:
     """Check the request and what it needs, then write the resolved config; nothing is touched before all is checked.
+
+    Args:
+        config_path: A file of configs/teacher or configs/student, or a copy.
+        cfg_options: key=value overrides.
+        work_dir: The run directory; work_dirs/<folder>_<name> by default.
+        resume: Go on from the last checkpoint.
+        overwrite: Delete the run directory first.
+        workers: Training processes.
+        here: They are of this machine, and not of a cluster's.
 
     Returns:
         What to run; None where it is finished already.
@@ -158,15 +169,37 @@ def prepare(
                 where=folder,
                 fix="--resume goes on from its last checkpoint, --overwrite starts again",
             )
+        refuse_other_workers(folder, workers)
     elif resume and not resolved.exists():
         raise InputError("nothing to resume", where=folder, expected=RESOLVED, fix="leave --resume out")
-    check(config, where=config_path, is_new=overwrite or not is_begun)
+    check(config, where=config_path, is_new=overwrite or not is_begun, here=here)
     if overwrite and folder.exists():
         remove_run(folder)
     folder.mkdir(parents=True, exist_ok=True)
     write_resolved(config, resolved)
-    write_json(provenance() | {"starts_from": starting_files(config)}, folder / PROVENANCE)
+    begun = {"starts_from": starting_files(config), "workers": workers}
+    write_json(provenance() | begun, folder / PROVENANCE)
     return TrainingRun(resolved, folder, last_checkpoint(folder))
+
+
+def refuse_other_workers(folder: Path, workers: int) -> None:
+    """A step has ``batch_size`` images of every worker: with others it is another step, and other images are next.
+
+    Raises:
+        InputError: the run was begun with another number of workers.
+    """
+    try:
+        begun = json.loads((folder / PROVENANCE).read_bytes()).get("workers", workers)
+    except (OSError, ValueError, AttributeError):
+        return  # nobody knows
+    if begun != workers:
+        raise InputError(
+            "the run was begun with another number of workers",
+            where=folder,
+            expected=f"--workers {begun}",
+            got=f"--workers {workers}, whose steps would have other numbers of images, and not those that are next",
+            fix=f"--resume --workers {begun}; or begin a new run in another --work-dir",
+        )
 
 
 def read_training_config(config_path: Path, cfg_options: list[str]) -> Any:
@@ -191,13 +224,14 @@ def read_training_config(config_path: Path, cfg_options: list[str]) -> Any:
     return config
 
 
-def check(config: Any, *, where: str | Path, is_new: bool = True) -> None:
+def check(config: Any, *, where: str | Path, is_new: bool = True, here: bool = True) -> None:
     """Refuse what cannot be trained: settings, device, first teacher, starting weights, data, stores.
 
     Args:
         config: From :func:`read_training_config`.
         where: For messages.
         is_new: The run starts from its starting weights, not from a checkpoint of its own.
+        here: It trains on this machine: what it needs of devices has to be here.
 
     Raises:
         PipelineError: the first that does not fit.
@@ -208,7 +242,10 @@ def check(config: Any, *, where: str | Path, is_new: bool = True) -> None:
     from jobs.training.refer_checks import refuse_missing_weights
 
     check_settings(config, where=where)
-    refuse_missing_device(config)
+    if here:
+        refuse_missing_gpu(config)
+    else:
+        device_of(config)
     if is_new:
         # A run that goes on holds both networks in its own checkpoints.
         if has_teacher(config):
@@ -424,37 +461,45 @@ def starting_files(config: Any) -> dict[str, str]:
     return found
 
 
-def refuse_missing_device(config: Any) -> None:
-    """Check the config's ``device``: auto (a GPU where there is one) | cpu | cuda.
+def device_of(config: Any) -> str:
+    """The config's ``device``: auto (a GPU where there is one) | cpu | cuda.
 
     Raises:
         ConfigError: another word.
+    """
+    wants = str(config.get("device", "auto"))
+    if wants not in ("auto", "cpu", "cuda"):
+        raise ConfigError("unknown device", where="device", expected="auto | cpu | cuda", got=wants)
+    return wants
+
+
+def refuse_missing_device(config: Any) -> None:
+    """Check the config's ``device``.
+
+    Raises:
+        ConfigError: see :func:`device_of`.
         EnvironmentProblemError: cuda, and there is no GPU.
     """
     import torch
 
-    wants = str(config.get("device", "auto"))
-    if wants not in ("auto", "cpu", "cuda"):
-        raise ConfigError("unknown device", where="device", expected="auto | cpu | cuda", got=wants)
+    wants = device_of(config)
     if wants == "cuda" and not torch.cuda.is_available():
         raise EnvironmentProblemError(
             "no GPU", where="device", expected=wants, got="torch sees none", fix="set device=cpu or device=auto"
         )
 
 
-def use_device(config: Any) -> None:
-    """Make mmengine train on the config's ``device``.
+def refuse_missing_gpu(config: Any) -> None:
+    """Check all that a training wants a GPU for: the network, half precision, a SAM beside it.
 
     Raises:
-        ConfigError: another word than :func:`refuse_missing_device` takes.
-        EnvironmentProblemError: no such device, or half precision (mmengine's, fp16 with a scaled loss) without a GPU.
+        ConfigError: see :func:`device_of`.
+        EnvironmentProblemError: no GPU, or half precision (mmengine's, fp16 with a scaled loss) without one.
     """
-    import mmengine.device.utils as mmengine_device
     import torch
 
     refuse_missing_device(config)
-    on_gpu = torch.cuda.is_available() and config.get("device", "auto") != "cpu"
-    if not on_gpu and "AmpOptimWrapper" in str(config.get("optim_wrapper", {}).get("type")):
+    if not _is_on_gpu(config) and "AmpOptimWrapper" in str(config.get("optim_wrapper", {}).get("type")):
         raise EnvironmentProblemError(
             "half precision needs a GPU",
             where="optim_wrapper.type",
@@ -462,7 +507,42 @@ def use_device(config: Any) -> None:
             got="AmpOptimWrapper",
             fix="train on a machine with a GPU, or in float32: --cfg-options optim_wrapper.type=OptimWrapper",
         )
-    mmengine_device.DEVICE = "cuda" if on_gpu else "cpu"  # the runner asks get_device(), which has no setter
+    for key in ("model.refiner", "model.live_sam", "model.detector.live_sam"):
+        block = _block(config, key)
+        if str(block.get("device", "cpu")).startswith("cuda") and not torch.cuda.is_available():
+            raise EnvironmentProblemError(
+                "no GPU for SAM",
+                where=f"{key}.device",
+                expected=block["device"],
+                got="torch sees none",
+                fix=f"train on a machine with a GPU, or: --cfg-options {key}.device=cpu (slow)",
+            )
+
+
+def _block(config: Any, key: str) -> Mapping[str, Any]:
+    """A dict of a config by its dotted key, empty where it is not there."""
+    found = config
+    for name in key.split("."):
+        found = found.get(name) or {}
+    return dict(dict.items(found))
+
+
+def _is_on_gpu(config: Any) -> bool:
+    import torch
+
+    return torch.cuda.is_available() and config.get("device", "auto") != "cpu"
+
+
+def use_device(config: Any) -> None:
+    """Make mmengine train on the config's ``device``.
+
+    Raises:
+        PipelineError: see :func:`refuse_missing_gpu`.
+    """
+    import mmengine.device.utils as mmengine_device
+
+    refuse_missing_gpu(config)
+    mmengine_device.DEVICE = "cuda" if _is_on_gpu(config) else "cpu"  # the runner asks get_device(), without a setter
 
 
 def say(text: str) -> None:
