@@ -1,8 +1,8 @@
-"""SAM artefacts of COCO-format data, by SAM 2.1 Hiera-L: the full-size run, on one GPU or a cluster of them.
+"""SAM artefacts of COCO-format data, by SAM 2.0 Hiera-L, which is the paper's: the full-size run, on GPUs.
 
-Claim: what S4M and SemiRES read from SAM, computed once instead of in every training step. The paper's SAM is 2.0
-(``sam2_hiera_large``). Cost: not measured here; about 1 MB an image for the targets (labelled images only) and 30 kB
-for the proposals.
+Claim: what S4M and SemiRES read from SAM, computed once instead of in every training step. SAM 2.1 is
+``sam.name=sam2.1_hiera_large``. Cost: not measured here; about 1 MB an image for the targets (labelled images only) and
+30 kB for the proposals.
 
     s4m-pipeline split data/coco/annotations/instances_train2017.json --image-root data/coco/train2017 \
         --percent 10 --out data/coco/split_10
@@ -19,7 +19,7 @@ image_root = "data/coco/train2017"
 split = "data/coco/split_10/split.json"
 store = "work_dirs/sam_store"
 
-sam = dict(name="sam2.1_hiera_large", device="cuda", precision="bf16")
+sam = dict(name="sam2_hiera_large", device="cuda", precision="bf16")
 # The settings of SAM 2's own generator.
 proposals = dict(
     points_per_side=32,

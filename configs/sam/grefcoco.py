@@ -1,5 +1,7 @@
 """Proposal library of gRefCOCO's images: as ``refcoco.py``.
 
+Claim: as there. Cost: as there, by the number of images; not measured here.
+
 s4m-pipeline precompute-sam configs/sam/grefcoco.py --ray-address auto --cfg-options workers.gpus=1
 """
 

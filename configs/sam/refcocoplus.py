@@ -1,5 +1,7 @@
 """Proposal library of RefCOCO+'s images: as ``refcoco.py``.
 
+Claim: as there. Cost: as there, by the number of images; not measured here.
+
 s4m-pipeline precompute-sam configs/sam/refcocoplus.py --ray-address auto --cfg-options workers.gpus=1
 """
 

@@ -1,7 +1,7 @@
 """SemiRES with ReLA on gRefCOCO with CPI-U: as ``refcoco_rela_cpi_u.py`` with the other benchmark's files.
 
 Claim: none; SemiRES has no row for it. A sentence about an unlabelled image is taken to mean something: that nothing is
-meant is learnt from the labelled ones alone. Not run in this project.
+meant is learnt from the labelled ones alone. Cost: as ``refcoco_rela_cpi_u.py``; not run in this project.
 
     s4m-pipeline precompute-sam configs/sam/grefcoco.py --ray-address auto --cfg-options workers.gpus=1
     s4m-pipeline train-student configs/student/grefcoco_rela_cpi_u.py --workers 4

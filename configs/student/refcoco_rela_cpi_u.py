@@ -1,6 +1,7 @@
 """SemiRES on RefCOCO with ReLA (Table 7): the student of ``refcoco_cpi_u.py`` around the second network.
 
-Claim (paper, val at 1 %): 43.6 oIoU, against 31.5 of the burn-in. Not run in this project.
+Claim (paper, val at 1 %): 43.6 oIoU, against 31.5 of the burn-in. Cost: as ``refcoco_cpi_u.py``; not run in
+this project.
 
     s4m-pipeline train-student configs/student/refcoco_rela_cpi_u.py --workers 4
 """

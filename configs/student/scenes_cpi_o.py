@@ -1,5 +1,7 @@
 """The student on the scenes with refiner `cpi_o`; otherwise as scenes_points.
 
+Claim: as scenes_iom; all proposals that lie inside a mask (SemiRES, CPI-O). Cost: as scenes_points.
+
 s4m-pipeline train-student configs/student/scenes_cpi_o.py
 """
 

@@ -1,5 +1,7 @@
 """The student on the scenes with refiner `cpi_u`; otherwise as scenes_points.
 
+Claim: as scenes_iom; all proposals that hold a mask (SemiRES, CPI-U). Cost: as scenes_points.
+
 s4m-pipeline train-student configs/student/scenes_cpi_u.py
 """
 

@@ -1,5 +1,7 @@
 """The student on the scenes with refiner `iom`; otherwise as scenes_points.
 
+Claim: masks of a library made once stand in for a SAM in the training (SemiRES, IOM). Cost: as scenes_points.
+
 s4m-pipeline train-student configs/student/scenes_iom.py
 """
 

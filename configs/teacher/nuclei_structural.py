@@ -1,5 +1,7 @@
 """Nuclei, labels and structural distillation; otherwise as nuclei_supervised.
 
+Claim: SAM's structure helps a teacher of few labels (README, real images). Cost: as nuclei_supervised.
+
 s4m-pipeline precompute-sam configs/sam/nuclei.py --cfg-options images=... (see there)
 s4m-pipeline train-teacher configs/teacher/nuclei_structural.py --cfg-options root=DIR \
     --cfg-options image_root=IMAGES --cfg-options store=STORE

@@ -24,7 +24,8 @@ def sampling_weights(
     """Give every pixel its chance, not yet normalised.
 
     Eq: S4M/point-sampling (S4M, Eq. 3): p inside the binary mask (p > 0.5), 0 outside. The "softmax" variant is
-    proportional to exp(logit) = p / (1 - p) over the whole visible map.
+    proportional to exp(logit) = p / (1 - p) over the whole visible map. float32 holds logits up to 16.6 so: surer
+    pixels are all alike, and the released code, which has the logits themselves, draws the surest of them.
 
     Args:
         probability: [H, W] foreground probability, or any other shape.

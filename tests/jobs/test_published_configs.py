@@ -3,6 +3,7 @@
 The data sets are not needed: what is checked is that conversion, split, configs and checks fit each other.
 """
 
+import ast
 import re
 from pathlib import Path
 
@@ -346,6 +347,11 @@ TEACHER = {
     "NETWORK.train_cfg.assigner.match_costs.1.weight": 5.0,
     "NETWORK.train_cfg.assigner.match_costs.2.weight": 5.0,
     "NETWORK.structural_feature": "decoder",
+    "NETWORK.panoptic_head.num_transformer_feat_level": 3,
+    "NETWORK.panoptic_head.pixel_decoder.encoder.num_layers": 6,
+    "NETWORK.panoptic_head.transformer_decoder.num_layers": 9,
+    "NETWORK.backbone.depth": 50,
+    "optim_wrapper.type": "mmengine.optim.AmpOptimWrapper",
 }
 STUDENT = {
     "ema_decay": 0.9996,
@@ -356,14 +362,32 @@ STUDENT = {
     "model.refiner.sam": "sam2_hiera_large",
     "model.refiner.num_points": 3,
     "model.arp.mode": "static",
+    "model.pseudo_labels.nms_iou_threshold": None,
+    "model.refiner.name": "points",
 }
-CITYSCAPES = {"max_iters": 90_000, "param_scheduler.power": 0.9, "param_scheduler.eta_min": 0.0}
-COCO = {"max_iters": 368_750, "param_scheduler.milestones": [327_778, 355_092], "param_scheduler.gamma": 0.1}
+CITYSCAPES = {
+    "max_iters": 90_000,
+    "param_scheduler.power": 0.9,
+    "param_scheduler.eta_min": 0.0,
+    "NETWORK.backbone.norm_cfg": {"type": "SyncBN", "requires_grad": True},
+    "NETWORK.backbone.norm_eval": False,
+}
+COCO = {
+    "max_iters": 368_750,
+    "param_scheduler.milestones": [327_778, 355_092],
+    "param_scheduler.gamma": 0.1,
+    "NETWORK.backbone.norm_cfg": {"type": "BN", "requires_grad": False},
+    "NETWORK.backbone.norm_eval": True,
+}
 RELEASED = {
     "repeat_threshold": 10.0,
     "model.refiner.sampling": "softmax",
     "model.arp.min_source_area": 3000,
+    "model.arp.pair_fraction": 0.5,
+    "model.arp.min_visible_pixels": 1,
+    "model.arp.min_visible_share": 0.0,
     "model.settings.learn_empty_batches": True,
+    "model.settings.min_pixels": 1,
 }
 
 
@@ -392,6 +416,37 @@ def test_the_numbers_are_the_papers(name, numbers):
         return found
 
     assert {path: value(path) for path in numbers} == numbers
+
+
+@pytest.mark.parametrize("stage", ["teacher", "student"])
+def test_views_are_the_released_ones(stage):
+    """Labelled and, of a student, unlabelled: COCO's jitter of scale, Cityscapes' short edges; both flip half."""
+
+    def streams(family):
+        name = f"{stage}/{family}_r50{'_points' if stage == 'student' else ''}"
+        data = read_training_config(CONFIGS / f"{name}.py", []).train_dataloader["dataset"]
+        for stream in (data["labelled"], data["unlabelled"]) if stage == "student" else (data,):
+            yield {str(step["type"]).split(".")[-1].rstrip("'>"): step for step in stream["dataset"]["pipeline"]}
+
+    for view in streams("coco"):
+        assert view["RandomResize"]["scale"] == (1024, 1024)
+        assert view["RandomResize"]["ratio_range"] == (0.1, 2.0)
+        assert view["RandomCrop"]["crop_size"] == (1024, 1024)
+        assert view["RandomFlip"]["prob"] == 0.5
+    for view in streams("cityscapes"):
+        edges = [scale[1] for scale in view["RandomChoiceResize"]["scales"]]
+        assert len(edges) == 16
+        assert np.allclose(edges, np.linspace(0.5, 2, 16) * 1024, atol=1)
+        assert view["RandomCrop"]["crop_size"] == (1024, 512)
+        assert view["RandomFlip"]["prob"] == 0.5
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("[!_]*/*.py")), ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_a_config_opens_with_its_claim_its_cost_and_its_command(path):
+    head = ast.get_docstring(ast.parse(path.read_text()))
+    assert re.search(r"Claim( \([^)]+\))?:\s", head)
+    assert re.search(r"Cost:\s", head)
+    assert "s4m-pipeline " in head
 
 
 @pytest.mark.parametrize("family", sorted(PERCENTS))
