@@ -12,6 +12,3 @@ with read_base():
     from .scenes_guided import *
 
 burn_in = 0
-init_checkpoint = "{teacher_checkpoint}"
-init_skip = "^$"
-"""Nothing is left out of the start: its classes are ours."""

@@ -4,7 +4,7 @@ A table is a list of cells; a cell says what is trained and what is measured. No
 scenes or with which seeds: that is the same for all cells of a table and comes from the command.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from jobs.config_files import nearest
@@ -78,15 +78,30 @@ class Table:
 SUPERVISED, STRUCTURAL = Part("teacher/scenes_supervised"), Part("teacher/scenes_structural")
 _NO_ARP, _NO_LABELS = "model.arp=None", "model.settings.unlabelled_weight=0"
 _POINTS, _NONE = Part("student/scenes_points"), Part("student/scenes_none")
+_POINTS_ALONE = Part("student/scenes_points", (_NO_ARP,))
 _LABELS_ALONE = Part("student/scenes_none", (_NO_ARP, _NO_LABELS))
 _GUIDED = Part("student/scenes_none", (_NO_ARP,))
 """What ``scenes_guided`` is, with the teacher that a cell names."""
-_GOES_ON, _GOES_ON_NONE = "ablation/start_from_teacher", "ablation/start_from_teacher_none"
+_ANEW = ("init_checkpoint=scenes-base", "init_skip=None")
+"""The student does not go on from its teacher."""
 
 
 def _teachers(*rows: tuple[str, str, Part]) -> tuple[Cell, ...]:
     return tuple(Cell(name, label, part) for name, label, part in rows)
 
+
+def _begun_anew(student: Part | None) -> Part | None:
+    return student and Part(student.config, (*student.options, *_ANEW))
+
+
+_PARTS = (
+    Cell("I", "I supervised", SUPERVISED, _LABELS_ALONE),
+    Cell("II", "II Guided Distillation, no SAM", SUPERVISED, _GUIDED),
+    Cell("III", "III = II + structural distillation", STRUCTURAL, _GUIDED),
+    Cell("IV", "IV = II + point refinement", SUPERVISED, _POINTS_ALONE),
+    Cell("V", "V = IV + ARP", SUPERVISED, _POINTS),
+    Cell("VI", "VI all (S4M)", STRUCTURAL, _POINTS),
+)
 
 _S4M = (
     Table(
@@ -116,17 +131,11 @@ _S4M = (
             Cell("both", "both", STRUCTURAL, Part("ablation/sd_student")),
         ),
     ),
+    Table("6", "Parts of S4M: what each adds to a student; all students have the same schedule", _PARTS),
     Table(
-        "6",
-        "Parts of S4M: what each adds to a student; all students have the same schedule",
-        (
-            Cell("I", "I supervised", SUPERVISED, _LABELS_ALONE),
-            Cell("II", "II Guided Distillation, no SAM", SUPERVISED, _GUIDED),
-            Cell("III", "III = II + structural distillation", STRUCTURAL, _GUIDED),
-            Cell("IV", "IV = II + point refinement", SUPERVISED, Part("student/scenes_points", (_NO_ARP,))),
-            Cell("V", "V = IV + ARP", SUPERVISED, _POINTS),
-            Cell("VI", "VI all (S4M)", STRUCTURAL, _POINTS),
-        ),
+        "anew",
+        "Table 6 with students that begin anew, as in the papers; all students have the same schedule",
+        tuple(replace(cell, student=_begun_anew(cell.student)) for cell in _PARTS),
     ),
     Table(
         "A.1",
@@ -169,37 +178,23 @@ _S4M = (
         ),
     ),
     Table(
-        "start",
-        "Students that go on from their teacher; all have the same number of steps after it",
-        (
-            Cell("longer", "labels only, as many steps more", SUPERVISED, Part(_GOES_ON_NONE, (_NO_ARP, _NO_LABELS))),
-            Cell("mean_teacher", "plain mean teacher", SUPERVISED, Part("student/scenes_mean_teacher")),
-            Cell("guided", "Guided Distillation, no SAM", SUPERVISED, Part(_GOES_ON_NONE, (_NO_ARP,))),
-            Cell("structural", "+ structural distillation", STRUCTURAL, Part(_GOES_ON_NONE, (_NO_ARP,))),
-            Cell("points", "+ point refinement", STRUCTURAL, Part(_GOES_ON, (_NO_ARP,))),
-            Cell("s4m", "+ ARP (S4M)", STRUCTURAL, Part(_GOES_ON)),
-        ),
-    ),
-    Table(
         "own",
         "What the paper leaves open: the teacher at the end of the burn-in, a gate for SAM's answers, repeated masks",
-        (
-            *(
-                Cell(name, label, STRUCTURAL, Part("student/scenes_points", options))
-                for name, label, options in (
-                    ("keep", "as the configs have it: the teacher stays", ()),
-                    ("copy", "the teacher becomes the student", ("at_burn_in_end=copy",)),
-                    (
-                        "gate",
-                        "SAM's answer only if IoU with the mask > 0.5",
-                        ("model.refiner.min_iou_with_teacher=0.5",),
-                    ),
-                    ("sure", "only if SAM predicts an IoU > 0.7", ("model.refiner.min_predicted_iou=0.7",)),
-                    ("softmax", "points by a softmax over the map", ("model.refiner.sampling=softmax",)),
-                    ("repeats", "second masks of one object are kept", ("model.pseudo_labels.nms_iou_threshold=None",)),
-                )
-            ),
-            Cell("start", "the student goes on from the teacher", STRUCTURAL, Part(_GOES_ON)),
+        tuple(
+            Cell(name, label, STRUCTURAL, Part("student/scenes_points", options))
+            for name, label, options in (
+                ("keep", "as the configs have it: the teacher stays", ()),
+                ("copy", "the teacher becomes the student", ("at_burn_in_end=copy",)),
+                (
+                    "gate",
+                    "SAM's answer only if IoU with the mask > 0.5",
+                    ("model.refiner.min_iou_with_teacher=0.5",),
+                ),
+                ("sure", "only if SAM predicts an IoU > 0.7", ("model.refiner.min_predicted_iou=0.7",)),
+                ("softmax", "points by a softmax over the map", ("model.refiner.sampling=softmax",)),
+                ("repeats", "second masks of one object are kept", ("model.pseudo_labels.nms_iou_threshold=None",)),
+                ("no_arp", "without ARP", (_NO_ARP,)),
+            )
         ),
     ),
 )
