@@ -396,7 +396,9 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         app(words, prog_name="s4m-pipeline")
     except SystemExit as stop:
         if stop.code in (130, 143):
-            print("stopped; the same command goes on from here", file=sys.stderr)
+            is_training = words[0].startswith("train-") and "--resume" not in words
+            same = "the same command with --resume" if is_training else "the same command"
+            print(f"stopped; {same} goes on from here", file=sys.stderr)
         raise
     except Exception as error:
         if words != given:

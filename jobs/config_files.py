@@ -191,6 +191,15 @@ def dotted_keys(tree: object, prefix: str = "") -> list[str]:
     return keys
 
 
+def leaves(tree: object, prefix: str = "") -> dict[str, object]:
+    """Every value below ``tree`` that holds no others, by its dotted key."""
+    found: dict[str, object] = {}
+    for name, child in _children(tree):
+        below = leaves(child, f"{prefix}{name}.")
+        found |= below or {f"{prefix}{name}": child}
+    return found
+
+
 def _children(tree: object) -> list[tuple[str, object]]:
     if isinstance(tree, dict):
         # Past mmengine's own look-up, which would import every class that the configuration names.

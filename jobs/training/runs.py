@@ -23,7 +23,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from jobs.config_files import PlainConfig, load_config, parse_options, write_resolved
+from jobs.config_files import PlainConfig, leaves, load_config, parse_options, write_resolved
 from pipeline.data.coco import write_json
 from pipeline.errors import CheckpointError, ConfigError, EnvironmentProblemError, InputError
 
@@ -34,6 +34,8 @@ _PLACEHOLDER = re.compile(r"\{(\w+)\}")
 _NUMBER = re.compile(r"\d+\.\d+")
 _FIGURE = re.compile(r"val/\w+/(.+)")
 """How mmengine logs what a metric measured, after the metric's prefix."""
+_NUM_NAMED = 5
+"""Settings that a message names."""
 _TRAIN_A_TEACHER = "train a teacher (s4m-pipeline train-teacher), then set teacher_checkpoint to its run directory"
 
 
@@ -149,18 +151,7 @@ def prepare(
                 fix="choose another --work-dir, or empty it yourself",
             )
     elif resolved.exists() and is_begun:
-        stored = resolved.read_text()
-        pending = folder / f"{RESOLVED}.new.py"
-        write_resolved(config, pending)
-        same = pending.read_text() == stored
-        pending.unlink()
-        if not same:
-            raise InputError(
-                "the run directory holds a run of another configuration",
-                where=folder,
-                expected=f"the settings of {resolved}",
-                fix="choose another --work-dir, or --overwrite",
-            )
+        refuse_other_settings(config, resolved)
         if (folder / DONE).exists():
             return None
         if not resume:
@@ -180,6 +171,42 @@ def prepare(
     begun = {"starts_from": starting_files(config), "workers": workers}
     write_json(provenance() | begun, folder / PROVENANCE)
     return TrainingRun(resolved, folder, last_checkpoint(folder))
+
+
+def refuse_other_settings(config: Any, resolved: Path) -> None:
+    """A run directory holds one run. Where it lies, and how a path is written, make no other of it.
+
+    Raises:
+        InputError: it was begun with other settings; they are named.
+    """
+    pending = resolved.with_name(f"{RESOLVED}.new.py")
+    write_resolved(config, pending)
+    try:
+        there, asked = (leaves(load_config(path)._cfg_dict) for path in (resolved, pending))
+    finally:
+        pending.unlink()
+    names = [name for name in {**there, **asked} if not _is_same(name, there, asked)]
+    if names:
+        more = f"; and {len(names) - _NUM_NAMED} more" if len(names) > _NUM_NAMED else ""
+        named = names[:_NUM_NAMED]
+        raise InputError(
+            "the run directory holds a run of another configuration",
+            where=resolved.parent,
+            expected="; ".join(f"{name} = {there.get(name, 'not set')!r}" for name in named) + more,
+            got="; ".join(f"{name} = {asked.get(name, 'not set')!r}" for name in named) + more,
+            fix="give these settings, or choose another --work-dir; --overwrite deletes that run",
+        )
+
+
+def _is_same(name: str, there: Mapping[str, Any], asked: Mapping[str, Any]) -> bool:
+    if name == "work_dir":
+        return True
+    if name not in there or name not in asked:
+        return False
+    first, second = there[name], asked[name]
+    if first and second and isinstance(first, str) and isinstance(second, str):
+        return os.path.abspath(first) == os.path.abspath(second)
+    return bool(first == second)
 
 
 def refuse_other_workers(folder: Path, workers: int) -> None:

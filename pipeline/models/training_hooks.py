@@ -21,6 +21,7 @@ from pipeline.data.coco import CocoSet, load_coco, subset
 from pipeline.errors import ConfigError
 from pipeline.evaluation.coco_ap import mask_ap
 from pipeline.masks import rle
+from pipeline.models.stop_hook import StopHook
 
 AT_BURN_IN_END = ("copy", "keep")
 _SHOWN = ("refiner/", "pseudo/", "quality/")
@@ -216,7 +217,15 @@ class StreamLoop(IterBasedTrainLoop):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.dataloader_iterator = _StreamIterator(self.dataloader)
-        self.runner.register_hook(RepeatedValidationHook(), priority="LOWEST")
+        self._stop = StopHook()
+        for hook in (RepeatedValidationHook(), self._stop):
+            self.runner.register_hook(hook)
+
+    def run(self) -> nn.Module:
+        """Train; a signal ends it after the step in which it comes."""
+        with self._stop:
+            model: nn.Module = super().run()
+        return model
 
 
 class RepeatedValidationHook(Hook):
@@ -226,6 +235,8 @@ class RepeatedValidationHook(Hook):
     again it gives the same figures; left out it would cost the best checkpoint, or the figures of the last step. It
     comes after all other hooks, which the checkpoint's own makes itself ready for.
     """
+
+    priority = "LOWEST"
 
     def before_train(self, runner: Any) -> None:
         """Validate before the first step, or instead of one after the last."""

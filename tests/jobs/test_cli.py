@@ -197,6 +197,13 @@ def test_interruption_is_130(job, capsys):
     assert "goes on from here" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("more", [(), ("--resume",)])
+def test_an_interrupted_training_says_how_it_goes_on(job, capsys, more):
+    job("train_teacher", fail_with(KeyboardInterrupt()))
+    assert exit_code("train-teacher", "c.py", *more) == 130
+    assert ("the same command with --resume goes on" in capsys.readouterr().err) == (not more)
+
+
 def test_termination_is_143_and_cleans_up(tmp_path):
     code = (
         "import sys, time, types\n"

@@ -1,8 +1,10 @@
 """Training runs: what a config means, when a run is refused, and that an interruption leaves no trace."""
 
 import json
+import os
 import random
 import shutil
+import signal
 from pathlib import Path
 from types import FunctionType
 
@@ -249,9 +251,22 @@ def test_a_finished_run_is_a_no_op(scenes, teacher_run, capsys):
 
 
 def test_another_config_in_the_same_folder_is_refused(scenes, teacher_run):
-    with pytest.raises(InputError, match="another configuration"):
+    with pytest.raises(InputError, match=r"another configuration[\s\S]*seed = 0[\s\S]*seed = 3"):
         prepare(TEACHER, cfg_options=small(scenes, seed=3), work_dir=teacher_run, resume=True, overwrite=False)
+    other = small(scenes, batch_size=1, max_iters=9, seed=2, log_interval=3)
+    with pytest.raises(InputError, match=r"log_interval = 1[\s\S]*and \d+ more\n  got:[\s\S]*log_interval = 3"):
+        prepare(TEACHER, cfg_options=other, work_dir=teacher_run, resume=True, overwrite=False)
     assert not list(teacher_run.glob("*.new.py"))
+
+
+def test_a_run_goes_on_where_its_folder_was_moved_and_paths_are_written_otherwise(scenes, tmp_path, monkeypatch):
+    unfinished(scenes, tmp_path / "run")
+    (tmp_path / "run").rename(tmp_path / "moved")
+    monkeypatch.chdir(scenes.root)
+    options = [option.replace(f"data_root={scenes.root}", "data_root=./") for option in small(scenes)]
+    assert "data_root=./" in options
+    run = prepare(TEACHER, cfg_options=options, work_dir=tmp_path / "moved", resume=True, overwrite=False)
+    assert run.resume_from == tmp_path / "moved/iter_2.pth"
 
 
 def unfinished(scenes, folder):
@@ -386,6 +401,61 @@ def test_both_networks_are_validated_each_with_its_own_weights(scenes, teacher_r
     assert seen[2] != seen[3]
     figures = training.read_done(folder)["validation"]
     assert (figures["mask_AP"], figures["weights"], figures["teacher_weights"]) == (2.0, seen[4], seen[5])
+
+
+def signalled(monkeypatch, number, *, step=None, in_validation_of=None):
+    """The process gets a signal in this step, or in the validation after it."""
+    from pipeline.models.training_hooks import MaskApMetric, StepSeedHook
+
+    before, process, now = StepSeedHook.before_train_iter, MaskApMetric.process, []
+
+    def before_step(self, runner, batch_idx, data_batch=None):
+        now.append(runner.iter)
+        if runner.iter == step:
+            os.kill(os.getpid(), number)
+        before(self, runner, batch_idx, data_batch)
+
+    def in_validation(self, data_batch, data_samples):
+        if now[-1] + 1 == in_validation_of:
+            os.kill(os.getpid(), number)
+        process(self, data_batch, data_samples)
+
+    monkeypatch.setattr(StepSeedHook, "before_train_iter", before_step)
+    monkeypatch.setattr(MaskApMetric, "process", in_validation)
+
+
+@pytest.mark.parametrize(
+    ("number", "when", "saved", "more"),
+    [
+        (signal.SIGTERM, {"step": 2}, "iter_3.pth", {}),
+        (signal.SIGINT, {"step": 0}, "iter_1.pth", {}),
+        (signal.SIGTERM, {"in_validation_of": 1}, "iter_1.pth", {"train_cfg.val_interval": 1}),
+        (signal.SIGTERM, {"in_validation_of": 2}, "iter_2.pth", {"train_cfg.val_interval": 2}),
+    ],
+)
+def test_a_signal_saves_the_step_it_comes_in(scenes, teacher_run, tmp_path, monkeypatch, number, when, saved, more):
+    handlers = [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)]
+    options = small(scenes, **more)
+    with monkeypatch.context() as patch:
+        signalled(patch, number, **when)
+        with pytest.raises(SystemExit) as stop:
+            run_training(TEACHER, options, tmp_path / "run")
+    assert stop.value.code == 128 + number
+    assert last_checkpoint(tmp_path / "run").name == saved
+    assert [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)] == handlers
+    scramble()
+    run_training(TEACHER, options, tmp_path / "run", resume=True)
+    same(content(tmp_path / "run"), content(teacher_run))
+
+
+def test_a_second_signal_is_not_waited_with(monkeypatch):
+    from pipeline.models.stop_hook import StopHook
+
+    with StopHook() as hook:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert hook.heard == signal.SIGINT
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
 
 
 def scored(monkeypatch, scores, *, killed_in=None):

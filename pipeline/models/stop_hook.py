@@ -1,0 +1,63 @@
+"""A training that is told to stop saves the step that it is in."""
+
+import signal
+import threading
+from contextlib import AbstractContextManager
+from pathlib import Path
+from types import FrameType
+from typing import Any, NoReturn
+
+from mmengine.dist import is_distributed
+from mmengine.hooks import CheckpointHook, Hook
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class StopHook(Hook, AbstractContextManager["StopHook"]):
+    """Ends the training after the step in which SIGINT or SIGTERM came, with a checkpoint; a second one at once.
+
+    Between two checkpoints lie hundreds of steps, and a cluster that takes a machine back gives notice. As a context
+    it hears signals; in a process of several workers, or beside the main thread, they are left as they are.
+    """
+
+    priority = "LOWEST"
+
+    def __init__(self) -> None:
+        self.heard: int | None = None
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> "StopHook":
+        """Hear signals."""
+        if threading.current_thread() is threading.main_thread() and not is_distributed():
+            self._before = {number: signal.signal(number, self._hear) for number in _SIGNALS}
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Leave them to who heard them before."""
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before = {}
+
+    def _hear(self, number: int, _frame: FrameType | None) -> None:
+        self.heard = number
+        self.__exit__()  # the next one is not waited with
+
+    def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
+        """Stop where a signal came in this step."""
+        if self.heard is not None:
+            self._stop(runner, runner.iter + 1)
+
+    def after_val_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
+        """Stop in a validation, which a resumed run does again."""
+        if self.heard is not None:
+            self._stop(runner, runner.iter)
+
+    def _stop(self, runner: Any, step: int) -> NoReturn:
+        assert self.heard is not None
+        file = Path(runner.work_dir, f"iter_{step}.pth")
+        if not file.exists():
+            for hook in runner.hooks:
+                if isinstance(hook, CheckpointHook):
+                    hook._save_checkpoint_with_step(runner, step, meta={"epoch": runner.epoch, "iter": step})
+        print(f"{signal.Signals(self.heard).name}: stopped after step {step}; saved {file}", flush=True)
+        raise SystemExit(128 + self.heard)
