@@ -360,6 +360,8 @@ def export(
     DetInferencer(model="OUT_DIR/config.py", weights="OUT_DIR/weights.pth", device="cpu")("image.jpg", out_dir="seen")
 
     or with init_detector("OUT_DIR/config.py", "OUT_DIR/weights.pth") and inference_detector(model, "image.jpg").
+    mmdet wants an mmcv with compiled operators. In this project's own installation, which has none, begin with
+    import pipeline.models.mmcv_ops;
     Before anything is written, both networks are given one random image and must say the same.
     """
     _run("export", locals())
