@@ -325,8 +325,8 @@ def ablate(
     """The cells of one of the papers' tables on the embedded scenes, as mean and deviation over seeds.
 
     S4M: 3: structural distillation off and on. 4: distilled features and loss. 5: distilled stage. 6: the parts of S4M
-    one by one. A.1: class accuracy and quality of pseudo-labels. A.2: kinds of prompts. baselines: plain mean teacher,
-    Guided Distillation, S4M. own: what it leaves open.
+    one by one; anew: the same with students that begin anew. A.1: class accuracy and quality of pseudo-labels. A.2:
+    kinds of prompts. baselines: plain mean teacher, Guided Distillation, S4M. own: what it leaves open.
 
     SemiRES: semires-1: labels alone, mutual learning, SemiRES. -2: matchers. -3: thresholds. -4: unsure pseudo-labels.
     -5: parts. -7: ReLA. semires-F6: corrections (Figure 6). semires-own: this project's own views.

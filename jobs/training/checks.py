@@ -42,6 +42,7 @@ KNOWN_KEYS = (
     *(key for parts in _BLOCKS.values() for name, kind in parts.items() for key in known_keys(kind, f"model.{name}.")),
     *(key for prefix in ("model.", "model.detector.") for key in known_keys(LiveSamSettings, f"{prefix}live_sam.")),
     "optim_wrapper.dtype",
+    "init_skip",
 )
 """Settings that a training config may have although the file leaves them at their defaults."""
 

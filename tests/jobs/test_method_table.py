@@ -34,7 +34,8 @@ CONFIGS = (
 """Where a switch is looked for, in this order."""
 EFFECTIVE = (
     *("model", "train_dataloader", "val_dataloader", "val_evaluator", "optim_wrapper", "param_scheduler"),
-    *("train_cfg", "custom_hooks", "default_hooks", "randomness", "init_checkpoint", "teacher_checkpoint"),
+    *("train_cfg", "custom_hooks", "default_hooks", "randomness", "init_checkpoint", "init_skip"),
+    "teacher_checkpoint",
 )
 """What a training is built from; all else only helps to write it."""
 IN_A_COPY = {
