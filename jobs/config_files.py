@@ -21,6 +21,15 @@ from pipeline.errors import ConfigError
 
 _WIDTH = 118
 NOTHING: Mapping[str, str] = MappingProxyType({})
+_PATHS = frozenset(
+    {
+        *("data_root", "image_root", "root", "images", "val_images", "annotations", "val_annotations"),
+        *("annotation_file", "expressions", "expressions_file", "split", "split_file"),
+        *("store", "structural_store", "reuse", "work_dir"),
+        *("teacher_checkpoint", "init_checkpoint", "backbone_checkpoint", "swin_checkpoint", "load_from"),
+    }
+)
+"""Last parts of the keys whose values are paths or names: text, also where it looks like a number or a list."""
 
 
 class PlainConfig(Config):  # type: ignore[misc]
@@ -64,7 +73,7 @@ def load_config(
 
     Args:
         path: A ``.py`` file.
-        cfg_options: ``key=value`` in mmengine's grammar, as in ``optim_wrapper.optimizer.lr=1e-4`` or
+        cfg_options: ``key=value``, see :func:`parse_options`, as in ``optim_wrapper.optimizer.lr=1e-4`` or
             ``model.sizes=[1,2]``; a number steps into a list.
         also_known: Dotted keys that may be set although the file does not have them; their parents are made.
         elsewhere: Keys that configurations of other commands have -> what to set here instead.
@@ -105,7 +114,10 @@ def _read(path: Path) -> Config:
 
 
 def parse_options(cfg_options: Sequence[str]) -> dict[str, Any]:
-    """Dotted key -> value of ``key=value`` texts, by mmengine's own grammar.
+    """Dotted key -> value of ``key=value`` texts, by mmengine's own grammar, except that a path stays as it is.
+
+    mmengine deletes every blank, and takes ``a,b`` for a list and ``2024`` for a number. A value with a blank inside is
+    text here unless it opens a bracket or a quote; that of a key that names a path always is. None remains None.
 
     Raises:
         ConfigError: A text without ``=`` or a value with brackets that do not close.
@@ -114,11 +126,14 @@ def parse_options(cfg_options: Sequence[str]) -> dict[str, Any]:
     parser.add_argument("options", nargs="*", action=DictAction)
     options: dict[str, Any] = {}
     for text in cfg_options:
-        key, equals, _ = text.partition("=")
+        key, equals, value = text.partition("=")
         try:
             if not (key and equals):
                 raise ValueError("no key=value")
-            options |= parser.parse_args(["--", text]).options
+            if _is_text(key, value):
+                options[key] = _unquoted(value)
+            else:
+                options |= parser.parse_args(["--", text]).options
         except (ValueError, AssertionError, argparse.ArgumentError) as error:
             raise ConfigError(
                 "an override cannot be understood",
@@ -127,6 +142,17 @@ def parse_options(cfg_options: Sequence[str]) -> dict[str, Any]:
                 got=text,
             ) from error
     return options
+
+
+def _is_text(key: str, value: str) -> bool:
+    if key.rpartition(".")[2] in _PATHS:
+        return _unquoted(value) != "None"
+    return " " in value.strip() and not value.strip().startswith(("[", "(", "{", "'", '"'))
+
+
+def _unquoted(value: str) -> str:
+    """Without the quotes around the whole of it, which mmengine takes off too."""
+    return value[1:-1] if len(value) > 1 and value[0] == value[-1] and value[0] in "'\"" else value
 
 
 def refuse_unknown(

@@ -16,7 +16,8 @@ from jobs.ablation import data
 from jobs.ablation.plan import BUDGETS, CONFIGS, Planner, Study, missing_configs
 from jobs.ablation.results import markdown_table, metrics_of, rows_of
 from jobs.ablation.tables import TABLES, TITLES, Cell, Part, Table, find_table
-from jobs.config_files import as_text
+from jobs.config_files import as_text, load_config
+from jobs.settings import known_keys, load_settings
 from jobs.training.runs import read_training_config
 from pipeline.errors import ConfigError, InputError
 from pipeline.refine.build import LIBRARY_REFINERS
@@ -103,6 +104,28 @@ def test_teachers_are_shared_and_seeds_are_not(tmp_path):
     assert [job.digest for job in elsewhere] == [job.digest for job in jobs]
     longer = Planner(Study(TOY, "short", 2, tmp_path / "work")).jobs()
     assert {job.digest for job in longer}.isdisjoint(job.digest for job in jobs)
+
+
+@pytest.mark.parametrize("name", ["A.2", "semires-1"])
+def test_a_folder_with_a_blank_and_a_comma_is_the_same_study(name, tmp_path):
+    """Every path lies below the folder that was asked for; otherwise the digests would differ."""
+    plain, odd = (study_of(tmp_path / folder, table=find_table(name)) for folder in ("plain", "a, b"))
+    assert [job.digest for job in Planner(odd).jobs()] == [job.digest for job in Planner(plain).jobs()]
+
+
+def test_the_data_of_a_folder_with_a_blank_and_a_comma_lie_in_it(tmp_path, monkeypatch):
+    found = []
+
+    def look(config_path, *, cfg_options):
+        config = load_config(config_path, cfg_options, also_known=known_keys())
+        found.append(load_settings(config.to_dict(), where=config_path))
+
+    monkeypatch.setattr(data.precompute_sam, "run", look)
+    study = study_of(tmp_path / "a, b")
+    data.prepare(study)
+    (settings,) = found
+    assert (settings.store, settings.split) == (str(study.store(1)), str(study.split(1)))
+    assert (Path(settings.images).parents[1], settings.targets) == (study.scenes, ("similarity",))
 
 
 def test_a_threshold_that_is_the_refiners_own_is_trained_once_for_all_tables(tmp_path):

@@ -52,6 +52,39 @@ def test_values_follow_mmengines_grammar(text, expected):
     assert list(parse_options([text]).values()) == [expected]
 
 
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("images=odd dir/anno.json", "odd dir/anno.json"),
+        ("store=a,b/x", "a,b/x"),
+        ("store=2024", "2024"),
+        ("model.refiner.store=(1)", "(1)"),
+        ("split_file=[a", "[a"),
+        ("data_root='odd dir'", "odd dir"),
+        ("split=None", None),
+        ("store='None'", None),
+        ("sam.name=my weights/sam.pt", "my weights/sam.pt"),
+        ("a=1e-3 m", "1e-3 m"),
+        ("a=one, two", "one, two"),
+        ("a= 3", 3),
+        ("a=[1, 2]", [1, 2]),
+        ("a=(1, (2, x))", (1, (2, "x"))),
+        ("a='[1, 2]'", [1, 2]),
+        ("a=1,2", [1, 2]),
+    ],
+)
+def test_a_path_stays_as_it_is_and_so_do_blanks_in_a_text(text, expected):
+    assert list(parse_options([text]).values()) == [expected]
+
+
+def test_a_path_that_looks_like_something_else_fills_its_placeholders():
+    options = ["data_root=odd dir, 2", "store=2024", "teacher_checkpoint=a b/1,2"]
+    config = load_config(ROOT / "configs/ablation/start_from_teacher.py", options)
+    expand(config)
+    assert config.train_dataloader.dataset.labelled.dataset.annotation_file == "odd dir, 2/annotations/train.json"
+    assert (config.store, config.init_checkpoint) == ("2024", "a b/1,2")
+
+
 def test_repeated_options_add_up_and_the_last_wins():
     assert parse_options(["a=1", "b=2", "a=3"]) == {"a": 3, "b": 2}
 

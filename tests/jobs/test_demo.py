@@ -4,7 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from jobs.demo import FULL, LONG, ROWS, TINY, markdown_table, quality_table, read_results
+from jobs.config_files import load_config
+from jobs.demo import FULL, LONG, ROWS, TINY, _command, _sam_options, markdown_table, quality_table, read_results
+from jobs.training.runs import read_training_config
+from pipeline.scenes.dataset import SceneFiles
 
 ROOT = Path(__file__).parents[2]
 
@@ -21,6 +24,24 @@ def test_rows_of_one_stage_share_their_budget():
     for size in (FULL, LONG, TINY):
         assert 0 < size.burn_in < size.student_steps
     assert {row.stage for row in ROWS} == {"teacher", "student"}
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
+def test_a_folder_with_a_blank_and_a_comma_reaches_the_configs(row):
+    """Every path lies below the folder that was asked for."""
+    folder = Path("de mo, 2")
+    words = _command(row, TINY, folder, folder).words
+    options = [word for word, before in zip(words[1:], words, strict=False) if before == "--cfg-options"]
+    config = read_training_config(Path(words[1]), options)
+    assert config.data_root == "de mo, 2/scenes"
+    assert config.split_file.startswith("de mo, 2/scenes/split")
+    if "supervised" not in row.config:
+        assert config.store == "de mo, 2/store"
+    if row.teacher:
+        assert config.teacher_checkpoint == f"de mo, 2/{row.teacher}"
+    sam = load_config(ROOT / "configs/sam/scenes.py", _sam_options(folder, SceneFiles(folder / "scenes")))
+    assert sam.images == "de mo, 2/scenes/annotations/train.json"
+    assert (sam.split, sam.store) == ("de mo, 2/scenes/split.json", "de mo, 2/store")
 
 
 def test_long_runs_share_the_scenes_and_the_store_but_no_folder():
