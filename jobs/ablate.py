@@ -22,6 +22,7 @@ from jobs.cluster.task_pool import NOT_RUN, Ended, Task, describe, run_tasks, ru
 from jobs.demo import MAX_AT_ONCE
 from jobs.progress import Progress
 from jobs.training.runs import say
+from pipeline.data.splits import labelled_count
 from pipeline.errors import ConfigError, InputError
 
 _STEP = re.compile(r"^step (\d+)/(\d+) ")
@@ -220,7 +221,8 @@ def print_plan(study: Study) -> None:
     size, missing = study.size, missing_configs(study)
     say(f"table {study.table.name}: {study.table.title}")
     say(f"{len(study.table.cells)} cells, seeds 1 to {study.num_seeds}, budget {study.budget}:")
-    say(f"  {size.num_train} scenes, {size.percent:g} % of them labelled; evaluated on {size.num_val}")
+    labelled = labelled_count(size.num_train, size.percent)
+    say(f"  {size.num_train} scenes, {size.percent:g} % of them ({labelled}) labelled; evaluated on {size.num_val}")
     say(f"  teachers {size.teacher_steps} steps; students {size.student_steps} steps, burn-in {size.burn_in}")
     for cell in study.table.cells:
         parts = {"teacher": cell.teacher, "student": cell.student, "labels": cell.labels}

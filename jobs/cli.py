@@ -314,9 +314,7 @@ def ablate(
     budget: Annotated[
         Literal["tiny", "short", "full"], typer.Option(help="A few steps; the demo's; those of demo --long.")
     ] = "short",
-    percent: Annotated[
-        float | None, typer.Option(help="Of the scenes that are labelled [default: 10; SemiRES 1; 34 if tiny].")
-    ] = None,
+    percent: opt.LabelledPercent = None,
     at_once: Annotated[
         int | None, typer.Option(min=1, help="Tasks beside each other on this machine [default: its cores, at most 8].")
     ] = None,

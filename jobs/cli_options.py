@@ -15,6 +15,13 @@ def _show_version(wanted: bool) -> None:
         raise typer.Exit
 
 
+def _refuse_no_share(percent: float | None) -> float | None:
+    # A range of typer's would hold 0, and NaN is in every range.
+    if percent is not None and not 0 < percent <= 100:
+        raise typer.BadParameter(f"{percent:g} is not above 0 and at most 100.")
+    return percent
+
+
 def _measured() -> str:
     """What estimates there are, as ``jobs/precompute/cost_model.py`` says it, which is too heavy for a help text."""
     try:
@@ -59,6 +66,13 @@ Gpu = Annotated[
         metavar="NAME",
         help="With --dry-run, which needs neither GPU nor checkpoint: estimate for this kind of GPU, its name or a "
         f"part of it. Measured so far: {_measured()}.",
+    ),
+]
+LabelledPercent = Annotated[
+    float | None,
+    typer.Option(
+        callback=_refuse_no_share,
+        help="Of the scenes that are labelled, above 0, at most 100 [default: 10; SemiRES 1; 34 if tiny].",
     ),
 ]
 Limit = Annotated[int | None, typer.Option(min=1, help="Only N images, for a trial.")]

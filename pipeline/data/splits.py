@@ -84,7 +84,13 @@ def labelled_count(num_images: int, percent: float) -> int:
         InputError: percent is not above 0 and at most 100.
     """
     if not 0 < percent <= 100:
-        raise InputError("percent is out of range", expected="above 0, at most 100", got=percent)
+        raise InputError(
+            "percent is out of range",
+            where="--percent",
+            expected="above 0, at most 100",
+            got=percent,
+            fix="give the share in percent: 10 labels a tenth of the images",
+        )
     # Decimal, because 0.07 * 100 is 7.000000000000001 in binary and 0.29 * 100 is 28.999999999999996.
     share = Decimal(str(percent)) * num_images / 100
     return max(1, int(share.to_integral_value(ROUND_FLOOR)))

@@ -283,6 +283,7 @@ def test_a_config_of_the_other_stage_is_refused(tmp_path):
 def test_a_dry_run_writes_nothing_and_says_what_is_left(tmp_path, capsys):
     ablate.run("6", seeds=2, work_dir=tmp_path / "work", budget="tiny", dry_run=True)
     out = capsys.readouterr().out
+    assert "12 scenes, 34 % of them (4) labelled" in out
     assert "0 of 12 cells done; to run: 4 x train-teacher, 12 x train-student" in out
     assert "III = II + structural distillation: teacher teacher/scenes_structural" in out
     assert not (tmp_path / "work").exists()

@@ -129,12 +129,15 @@ def test_version(capsys):
         ("demo", "--tiny", "--long"),
         ("ablate", "6", "--seeds", "0"),
         ("ablate", "6", "--budget", "huge"),
+        ("ablate", "6", "--percent", "500"),
+        ("ablate", "6", "--percent", "0"),
+        ("ablate", "6", "--percent", "nan"),
         ("export", "c.py", "c.pth"),
     ],
     ids=" ".join,
 )
 def test_wrong_usage_is_2(words, job):
-    calls = [job(name) for name in ("precompute_sam", "train_teacher", "split", "demo")].pop()
+    calls = [job(name) for name in ("precompute_sam", "train_teacher", "split", "demo", "ablate")].pop()
     assert exit_code(*words) == 2
     assert calls == []
 
