@@ -18,7 +18,7 @@ from pipeline.data.coco_entries import (
     BrokenImage,
     Category,
     CocoImage,
-    is_id,
+    known_ids,
     parse_annotations,
     parse_categories,
     parse_images,
@@ -175,10 +175,9 @@ def _checked_set(
     categories = parse_categories(raw["categories"], problems)
     images, broken = parse_images(raw["images"], root, problems)
     sizes = {image.image_id: (image.height, image.width) for image in images}
-    # References to images that are broken or wrong themselves are no second problem.
-    known_images = {entry.get("id") for entry in raw["images"] if is_id(entry.get("id"))}
-    known_categories = {category.category_id for category in categories}
-    annotations = parse_annotations(raw["annotations"], sizes, (known_images, known_categories), problems)
+    # References to images or categories that are broken or wrong themselves are no second problem.
+    known = known_ids(raw["images"]), known_ids(raw["categories"])
+    annotations = parse_annotations(raw["annotations"], sizes, known, problems)
     problems.raise_if_any()
     if class_names is not None:
         categories = _select_classes(categories, class_names, file)

@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -14,6 +14,8 @@ from pipeline.masks import rle
 
 _LOG = logging.getLogger(__name__)
 _BIGGEST_ID = 2**63 - 1
+KnownIds = Set[int] | None
+"""Of a section of the file; None where some of them are wrong: what refers to one is no second problem."""
 
 
 @dataclass(frozen=True)
@@ -133,9 +135,9 @@ def _size(entry: Mapping[str, object], path: Path, where: str, problems: Problem
 
 
 def parse_annotations(
-    entries: Iterable[dict[str, object]],
+    entries: Sequence[dict[str, object]],
     sizes: Mapping[int, tuple[int, int]],
-    known: tuple[set[object], set[int]],
+    known: tuple[KnownIds, KnownIds],
     problems: Problems,
 ) -> list[Annotation]:
     """Annotations in file order; those with an empty mask are left out and counted in the log.
@@ -146,6 +148,9 @@ def parse_annotations(
         known: all image ids and all category ids of the file.
         problems: what is wrong is added here.
     """
+    if entries and known[1] is not None and not known[1]:
+        problems.add("no categories", "categories", expected='entries {"id": ..., "name": ...}', got="none")
+        known = known[0], None
     annotations: list[Annotation] = []
     ids: set[object] = set()
     empty: list[object] = []
@@ -175,7 +180,7 @@ def parse_annotations(
 def _check_references(
     entry: Mapping[str, object],
     ids: set[object],
-    known: tuple[set[object], set[int]],
+    known: tuple[KnownIds, KnownIds],
     where: str,
     problems: Problems,
 ) -> bool:
@@ -189,9 +194,9 @@ def _check_references(
         return False
     if entry["id"] in ids:
         problems.add("annotation id used twice", where, expected="unique ids", got=entry["id"])
-    if entry["image_id"] not in known_images:
+    if known_images is not None and entry["image_id"] not in known_images:
         problems.add("annotation without image", where, expected="the id of an image", got=entry["image_id"])
-    if entry["category_id"] not in known_categories:
+    if known_categories is not None and entry["category_id"] not in known_categories:
         some = sorted(known_categories)[:10]
         problems.add("unknown category", where, expected=f"one of the file's ids, {some}", got=entry["category_id"])
     if entry.get("iscrowd", 0) not in (0, 1):
@@ -211,6 +216,12 @@ def _annotation(entry: Mapping[str, object], mask: rle.Rle) -> Annotation | None
     annotation_id, image_id, category_id = (entry[key] for key in ("id", "image_id", "category_id"))
     crowd = bool(entry.get("iscrowd", 0))
     return Annotation(annotation_id, image_id, category_id, mask, area, box, crowd)  # type: ignore[arg-type]
+
+
+def known_ids(entries: Iterable[Mapping[str, object]]) -> KnownIds:
+    """Ids of the images or categories of a file; None where one of them has no right id."""
+    ids = [entry.get("id") for entry in entries]
+    return {number for number in ids if isinstance(number, int)} if all(map(is_id, ids)) else None
 
 
 def is_id(value: object) -> bool:

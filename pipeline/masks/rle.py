@@ -5,6 +5,7 @@ The only importer of pycocotools besides the evaluation oracle. Pixels are enume
 code is unpacked and checked here with numpy before the library sees it.
 """
 
+import math
 from collections.abc import Sequence
 from typing import TypedDict
 
@@ -18,6 +19,7 @@ from pipeline.masks.run_lengths import even_counts, malformed, runs_of_codes, ru
 
 MAX_MASK_PIXELS = 200_000_000  # refuse a forged `size` before anything of that size is allocated
 _SHORTEST_POLYGON = 6  # numbers: three points
+_SHOWN = 40  # characters of a wrong value in a message
 
 
 class Rle(TypedDict):
@@ -276,7 +278,8 @@ def _checked_polygon(polygon: object, *, height: int, width: int, where: str) ->
     if numbers.ndim != 1 or numbers.size < _SHORTEST_POLYGON or numbers.size % 2:
         raise refuse("three points or more, x and y for each", f"{numbers.size} numbers")
     if numbers.dtype.kind not in "iuf" or not np.isfinite(numbers).all():
-        raise refuse("finite numbers", "something else")
+        odd = [number for number in polygon if not (isinstance(number, int | float) and abs(number) < math.inf)]
+        raise refuse("finite numbers", ", ".join(repr(number)[:_SHOWN] for number in (odd or polygon)[:3]))
     # Rasterising walks the outline pixel by pixel: an outline of 1e9 pixels would take all memory.
     limits = np.array([width, height], dtype=np.float64)
     points = numbers.astype(np.float64).reshape(-1, 2)

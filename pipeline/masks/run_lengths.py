@@ -15,6 +15,7 @@ from pipeline.errors import AnnotationError
 Ints = NDArray[np.int64]
 
 _MAX_CHARS_PER_COUNT = 7  # 35 bits: more than any count of the largest mask that is legal can need
+_SHOWN = 40  # bytes of a wrong code in a message
 _ZERO, _MORE, _SIGN, _LOW = ord("0"), 0x20, 0x10, 0x1F
 
 
@@ -95,7 +96,10 @@ def _values(codes: Sequence[bytes], where: str) -> tuple[Ints, Ints]:
         raise malformed(where, "a COCO RLE string", "an empty string")
     chars = np.frombuffer(b"".join(codes), dtype=np.uint8) - np.uint8(_ZERO)  # what is below wraps around
     if chars.max() > _MORE + _LOW:
-        raise malformed(where, "characters '0' to 'o' only", "others")
+        place = int(np.argmax(chars > _MORE + _LOW))
+        last = int(np.cumsum(sizes)[np.searchsorted(np.cumsum(sizes), place, side="right")])
+        shown = b"".join(codes)[place : min(last, place + _SHOWN)].decode(errors="replace")
+        raise malformed(where, "characters '0' to 'o' only", repr(shown))
     ends = np.flatnonzero(chars < _MORE)
     last_chars = np.cumsum(sizes) - 1
     if (chars[last_chars] >= _MORE).any():

@@ -199,6 +199,23 @@ def test_all_problems_are_told_together_and_the_list_is_cut(root):
 
 
 @pytest.mark.parametrize(
+    ("key", "name", "value", "what"),
+    [
+        ("categories", "id", "90", "category id is not a whole number"),
+        ("categories", "id", None, "category id is not a whole number"),
+        ("categories", "name", None, "category without a name"),
+        ("images", "id", "7", "image id is not a whole number"),
+        ("images", "width", 0, "image size is wrong"),
+    ],
+)
+def test_what_refers_to_a_wrong_entry_is_no_second_problem(root, key, name, value, what):
+    content = good()
+    content[key][0][name] = value
+    with pytest.raises(AnnotationError, match=f"^{what}\n"):
+        load(root, content)
+
+
+@pytest.mark.parametrize(
     ("content", "what"),
     [
         ("", "not JSON"),
@@ -240,7 +257,7 @@ def test_unlabelled_forms(root):
     dummy = dict(content, categories=[])
     assert load_images(write(root, dummy), root).fingerprint == bare.fingerprint
     assert load_images(write(root, content), root).num_annotations == 3
-    with pytest.raises(AnnotationError, match="problems"):
+    with pytest.raises(AnnotationError, match=r"^no categories\n"):
         load(root, dummy)  # asked for as labelled data it is an error
     with pytest.raises(ConfigError, match="no image folder"):
         load_images(write(root, content), None)

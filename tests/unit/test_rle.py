@@ -220,6 +220,28 @@ def test_malformed_segmentation_is_refused_by_name(segmentation):
     assert "instances.json, annotation 17" in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("case", "shown"),
+    [
+        ("not a number", "got:      nan"),
+        ("infinite", "got:      inf"),
+        ("none inside", "got:      None"),
+        ("text", "got:      '0', '0', '4'"),
+        ("bad characters", r"got:      '\x00~'"),
+    ],
+)
+def test_a_wrong_value_is_shown(case, shown):
+    with pytest.raises(AnnotationError) as caught:
+        rle.parse(BAD[case], height=6, width=6, where="here")
+    assert shown in str(caught.value)
+
+
+def test_of_many_codes_the_wrong_one_is_shown_from_its_first_wrong_character():
+    codes = [rle.Rle(size=[6, 6], counts=counts) for counts in ("T1", "00é1", "T1")]
+    with pytest.raises(AnnotationError, match="got:      'é1'"):
+        rle.runs_of_many(codes)
+
+
 def test_pycocotools_would_have_decoded_a_bad_sum_silently():
     """The reason for our own check: when this stops failing silently, the check may be reconsidered."""
     loose = coco_mask.frPyObjects({"size": [6, 6], "counts": [10, 5]}, 6, 6)

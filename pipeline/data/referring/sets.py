@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.data.coco import CocoSet, make_coco, subset
-from pipeline.data.coco_entries import is_id, parse_annotations, parse_categories, parse_images
+from pipeline.data.coco_entries import KnownIds, is_id, parse_annotations, parse_categories, parse_images
 from pipeline.data.coco_problems import Problems, read_coco_json
 from pipeline.data.referring.expression_files import (
     NOTHING_LEFT_OUT,
@@ -115,7 +115,7 @@ class ReferSource:
     expressions_file: Path
     entries: Sequence[dict[str, object]]
     """Unparsed annotations of the COCO file."""
-    known: tuple[set[object], set[int]]
+    known: tuple[KnownIds, KnownIds]
     """Image ids and category ids of the COCO file."""
 
     def with_masks(self, chosen: ReferSet, *, mask_overlap: MaskOverlap = "union") -> ReferSet:
@@ -193,7 +193,7 @@ def open_refer_files(
     categories = parse_categories(raw["categories"], problems)
     images, broken = parse_images(raw["images"], Path(image_root), problems)
     problems.raise_if_any()
-    known_images: set[object] = {image.image_id for image in images}
+    known_images = {image.image_id for image in images}
     missing = Problems(expressions_file)
     for thing in objects:
         if thing.image_id not in known_images:
