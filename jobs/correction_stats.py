@@ -151,14 +151,13 @@ def count(
 def _source(
     labels: Path, annotations: Path, image_root: Path, expressions: Path | None, split: str
 ) -> tuple[Iterator[TaughtImage], int]:
-    """The images with masks, and how many images there are at most."""
+    """The images with masks, and how many they are."""
     if expressions is None:
-        coco = load_coco(annotations, image_root)
-        return instances(labels, coco), len(coco.images)
+        return instances(labels, load_coco(annotations, image_root))
     refer_set = load_refer_set(
         expressions_file=expressions, annotation_file=annotations, image_root=image_root, split=split
     )
-    return referred(labels, refer_set), len(refer_set.image_ids)
+    return referred(labels, refer_set)
 
 
 def _some(images: Iterator[TaughtImage], limit: int | None, progress: Progress) -> Iterator[TaughtImage]:

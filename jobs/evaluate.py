@@ -170,7 +170,8 @@ def whole_truth(config: Config, *, names: Sequence[str] | None = None) -> CocoSe
     if part not in ("labelled", "unlabelled") or split_file is None:
         expected = "all, or labelled or unlabelled with split_file"
         raise ConfigError("which images?", where="val_part", expected=expected, got=part)
-    return subset(coco, getattr(load_split(Path(split_file), coco), part))
+    split = load_split(Path(split_file), coco, source=[chosen["annotations"]])
+    return subset(coco, getattr(split, part))
 
 
 def _settings(config: Config) -> dict[str, Any]:

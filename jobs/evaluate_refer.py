@@ -14,6 +14,7 @@ from jobs.labels.answers import read_answers
 from jobs.networks import Which, file_sha256, load_network, plain, transforms_digest
 from jobs.progress import Progress
 from jobs.refer_networks import answer
+from jobs.training.runs import refuse_run_directory
 from pipeline.errors import ConfigError, InputError
 from pipeline.masks import rle
 from pipeline.models.weights import EMBEDDED
@@ -29,6 +30,7 @@ def inputs_of(config: Config, checkpoint: Path, *, network: Which, limit: int | 
         InputError: no such checkpoint or results.
     """
     is_results = checkpoint.suffix == ".json"
+    refuse_run_directory(checkpoint)
     if not checkpoint.is_file() and str(checkpoint) not in EMBEDDED:
         raise InputError("no such checkpoint or results", where=checkpoint, fix="correct the path")
     _refuse_other_set(config)

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from data_schemas.manifest import digest
 from jobs.config_files import load_config, parse_options
 from jobs.settings import hydrate
-from jobs.training.runs import STUDENT_PARTS, expand, quieten, refuse_missing_device
+from jobs.training.runs import STUDENT_PARTS, expand, quieten, refuse_missing_device, refuse_run_directory
 from pipeline.data.transforms import PackSample
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.models import weights
@@ -88,6 +88,7 @@ def load_network(config: Config, checkpoint: str | Path, *, which: Which = "stud
     """
     quieten()
     refuse_missing_device(config)
+    refuse_run_directory(checkpoint)
     content = weights.read_checkpoint(checkpoint)
     state = weights.read_weights(checkpoint, prefix=which)
     init_default_scope("mmdet")

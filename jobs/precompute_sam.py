@@ -189,7 +189,7 @@ def load_inputs(settings: PrecomputeSettings, *, limit: int | None = None) -> tu
     # What a teacher reads, whichever way the labelled images are named: those with an object.
     chosen = set(coco.taught_ids)
     if settings.split is not None:
-        named = set(load_split(Path(settings.split), coco).labelled)
+        named = set(load_split(Path(settings.split), coco, source=[source]).labelled)
         chosen = named & chosen if chosen else named  # a folder of images has no annotations at all
     if limit is not None:
         # Of both sorts, or a small trial of a large data set would have no labelled image.

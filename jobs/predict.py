@@ -74,6 +74,14 @@ def run(
     Raises:
         InputError: a wrong image, checkpoint or config, or a picture in the way.
     """
+    if image.is_dir():
+        raise InputError(
+            "an image file is wanted",
+            where=image,
+            expected="one picture",
+            got="a folder",
+            fix="name a file of it; pseudo-label labels a whole folder (pseudo_label.images)",
+        )
     picture = _picture_file(out, image, overwrite=overwrite)
     config = open_config(config_path, cfg_options)
     _refuse_wrong_question(config, sentence, config_path)
@@ -161,7 +169,8 @@ def _refuse_wrong_question(config: Config, sentence: str | None, where: Path) ->
 def _picture_file(out: Path | None, image: Path, *, overwrite: bool) -> Path:
     file = out or Path(f"{image.stem}_predicted.png")
     if file.suffix.lower() not in (".png", ".jpg", ".jpeg"):
-        raise ConfigError("not a picture", where="--out", expected="a .png or .jpg file", got=file)
+        fix = f"--out {file.with_suffix('.png')}"
+        raise ConfigError("not a picture", where="--out", expected="a .png or .jpg file", got=file, fix=fix)
     if file.exists() and not overwrite:
         raise InputError("a file is in the way", where=file, fix="another --out, or --overwrite")
     return file

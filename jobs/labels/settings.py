@@ -141,7 +141,8 @@ def find_source(
     coco = load_images(source, Path(wanted["image_root"]) if wanted["image_root"] else source.parent)
     broken = coco.broken
     if wanted["part"] != "all":
-        coco = subset(coco, getattr(load_split(Path(wanted["split_file"]), coco), wanted["part"]))
+        split = load_split(Path(wanted["split_file"]), coco, source=[source])
+        coco = subset(coco, getattr(split, wanted["part"]))
     if limit is not None:
         coco = subset(coco, sorted(coco.by_id)[:limit])
     if not coco.images:

@@ -1,6 +1,6 @@
 """A teacher's masks from files, each beside the object that it is about: what ``correction-stats`` counts."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,18 +33,25 @@ class TaughtImage:
     """Masks that share no pixel with any object, or answer what means nothing; they are not in ``teacher``."""
 
 
-def instances(labels: Path, coco: CocoSet) -> Iterator[TaughtImage]:
+def instances(labels: Path, coco: CocoSet) -> tuple[Iterator[TaughtImage], int]:
     """A detector's masks, each beside the annotated object that it shares most with; crowds are no objects.
 
     Args:
         labels: Run directory of ``pseudo-label`` (the masks before refinement are taken), or COCO results.
         coco: The images with their ground truth; images that it does not have are refused.
 
+    Returns:
+        The images that have masks, and how many they are.
+
     Raises:
         InputError: neither of the two, or of other images.
         AnnotationError: results that do not fit the ground truth.
     """
     codes = _codes_of_run(labels, coco) if labels.is_dir() else _codes_of_results(labels, coco)
+    return _instances(codes, coco), len(codes)
+
+
+def _instances(codes: Mapping[int, Sequence[rle.Rle]], coco: CocoSet) -> Iterator[TaughtImage]:
     for image_id in sorted(codes):
         size = coco.by_id[image_id].height, coco.by_id[image_id].width
         teacher = _dense(codes[image_id], size)
@@ -76,13 +83,16 @@ def _codes_of_results(file: Path, coco: CocoSet) -> dict[int, list[rle.Rle]]:
     return codes
 
 
-def referred(results: Path, refer_set: ReferSet) -> Iterator[TaughtImage]:
+def referred(results: Path, refer_set: ReferSet) -> tuple[Iterator[TaughtImage], int]:
     """A referring network's masks, each beside what its sentence is about; those that mean nothing are counted apart.
 
     Args:
         results: JSON list of {ref_id, segmentation}, one entry for a sentence; other keys are not read. Masks without
             a pixel count. Of a run directory of ``pseudo-label`` its masks before refinement are taken.
         refer_set: Objects with their masks.
+
+    Returns:
+        The images that have masks, and how many they are.
 
     Raises:
         InputError: no such file, or no such list.
@@ -106,6 +116,11 @@ def referred(results: Path, refer_set: ReferSet) -> Iterator[TaughtImage]:
             continue
         by_image.setdefault(thing.image_id, []).append((code, thing.ref_id))
     problems.raise_if_any()
+    return _referred(by_image, refer_set), len(by_image)
+
+
+def _referred(by_image: Mapping[int, Sequence[tuple[rle.Rle, int]]], refer_set: ReferSet) -> Iterator[TaughtImage]:
+    objects = {thing.ref_id: thing for thing in refer_set.objects}
     for image_id, found in sorted(by_image.items()):
         size = refer_set.coco.by_id[image_id].height, refer_set.coco.by_id[image_id].width
         about = [(code, objects[ref_id]) for code, ref_id in found if objects[ref_id].annotation_ids]

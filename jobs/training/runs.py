@@ -328,6 +328,26 @@ def last_checkpoint(folder: Path) -> Path | None:
     return next((path for path in found if zipfile.is_zipfile(path)), None)
 
 
+def refuse_run_directory(checkpoint: str | Path) -> None:
+    """Where a file of weights is wanted.
+
+    Raises:
+        CheckpointError: it is a folder; names the newest checkpoint in it.
+    """
+    from pipeline.models.weights import EMBEDDED
+
+    if str(checkpoint) in EMBEDDED or not Path(checkpoint).is_dir():
+        return
+    newest = last_checkpoint(Path(checkpoint))
+    raise CheckpointError(
+        "a checkpoint is wanted, not a folder",
+        where=checkpoint,
+        expected="a file",
+        got="a run directory" if newest else "a folder without a checkpoint (iter_*.pth)",
+        fix=f"give the newest checkpoint in it: {newest}" if newest else "train it first, or correct the path",
+    )
+
+
 def is_interrupted(folder: Path) -> bool:
     """Whether a run was begun there, wrote a checkpoint, and did not finish."""
     return (folder / RESOLVED).exists() and not (folder / DONE).exists()

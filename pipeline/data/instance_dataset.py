@@ -86,7 +86,7 @@ class InstanceDataset(Dataset):
             whole = load_coco(source, Path(image_root), class_names=class_names)
         ids = [image.image_id for image in whole.images]
         if part != "all" and split_file is not None:
-            chosen = load_split(Path(split_file), whole)
+            chosen = load_split(Path(split_file), whole, source=[source])
             ids = list(chosen.labelled if part == "labelled" else chosen.unlabelled)
         if part == "labelled" and with_masks:
             ids = _taught(whole, ids, where=source)

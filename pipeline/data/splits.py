@@ -11,7 +11,8 @@ published list.
 
 import hashlib
 import json
-from collections.abc import Iterable
+import shlex
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from decimal import ROUND_FLOOR, Decimal
 from pathlib import Path, PurePosixPath
@@ -197,17 +198,21 @@ def save_split(split: Split, path: Path) -> None:
         )
 
 
-def load_split(path: Path, coco: CocoSet, *, or_of: CocoSet | None = None) -> Split:
+def load_split(path: Path, coco: CocoSet, *, or_of: CocoSet | None = None, source: Sequence[str | Path] = ()) -> Split:
     """Read a split and check that it was made for these images.
 
     Args:
         path: Written by :func:`save_split`.
         coco: The set that was split.
         or_of: Another set of images that the split may have been made for.
+        source: Arguments of ``s4m-pipeline split`` that name the set, for the message where there is no split.
 
     Raises:
         InputError: no split file, a damaged one, or one of other images.
     """
+    if not Path(path).exists():
+        fix = f"make it first: {_command(Path(path), coco.image_root, source)}"
+        raise InputError("split file not found", where=path, fix=fix)
     split = _read(Path(path))
     if or_of is not None and split.fingerprint == images_fingerprint(or_of):
         coco = or_of
@@ -226,6 +231,15 @@ def load_split(path: Path, coco: CocoSet, *, or_of: CocoSet | None = None) -> Sp
     return split
 
 
+def _command(path: Path, image_root: Path, source: Sequence[str | Path]) -> str:
+    """That makes a split, as far as is known."""
+    if not source:
+        return "s4m-pipeline split"
+    words = shlex.join([*map(str, source), "--image-root", str(image_root)])
+    out = shlex.quote(str(path.parent)) if path.name == "split.json" else "FOLDER, and name FOLDER/split.json"
+    return f"s4m-pipeline split {words} --percent P --out {out}"
+
+
 def _describe(split: Split) -> str:
     made = f"from {split.names_file}" if split.names_file else f"{split.percent:g} %, seed {split.seed}, {split.draw}"
     counts = f"{len(split.labelled)} labelled, {len(split.unlabelled)} unlabelled"
@@ -235,9 +249,6 @@ def _describe(split: Split) -> str:
 def _read(path: Path) -> Split:
     try:
         content = json.loads(path.read_bytes())
-    except FileNotFoundError as error:
-        fix = "make it first: s4m-pipeline split"
-        raise InputError("split file not found", where=path, fix=fix) from error
     except (OSError, ValueError, RecursionError) as error:
         raise _damaged(path, str(error)) from error
     if not isinstance(content, dict) or content.get("version") != SPLIT_VERSION:

@@ -343,13 +343,14 @@ def _told(kinds: Iterable[str]) -> str:
 def _way_out(in_the_way: Sequence[StoreIdentity], own: StoreIdentity) -> str:
     """What to run instead; never what would remove more than is in the way, or than the same command can make anew."""
     others = [identity for identity in in_the_way if identity.kind != own.kind]
+    elsewhere = "choose another --work-dir" if own.kind == "pseudo_labels" else "give this run another store path"
     if any(identity.command != own.command for identity in others):
-        return "give this run another store path: --overwrite leaves what another command made"
+        return f"{elsewhere}: --overwrite leaves what another command made"
     if own.command != "precompute-sam":
-        return "give this run another store path, or --overwrite to make it anew"
+        return f"{elsewhere}, or --overwrite to make it anew"
     kinds = sorted({own.kind, *(identity.kind for identity in others)})
     anew = f'--overwrite --cfg-options "targets=[{",".join(kinds)}]"'
-    return f"give this run another store path, or make only the {_told(kinds)} anew: {anew}"
+    return f"{elsewhere}, or make only the {_told(kinds)} anew: {anew}"
 
 
 def _part_differences(stored: StorePart, wanted: StorePart) -> list[tuple[str, object, object]]:

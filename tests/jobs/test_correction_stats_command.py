@@ -84,6 +84,14 @@ def test_a_detectors_results_by_several_strategies(world, tmp_path, capsys):
     assert by_name["cpi_u:under_threshold=1.0"] == ["0.0000", "0.0000", "0.0000", "1.0000"]
 
 
+def test_progress_is_of_the_images_that_have_labels(world, tmp_path, capsys):
+    first = world[2].images[0].image_id
+    some = [entry for entry in json.loads((world[0] / "results.json").read_text()) if entry["image_id"] == first]
+    (tmp_path / "some.json").write_text(json.dumps(some))
+    count(world, tmp_path / "d.json", labels=tmp_path / "some.json", strategies=["none"])
+    assert "correction-stats: 1 of 1 images" in capsys.readouterr().err
+
+
 def test_a_run_of_pseudo_label_gives_the_same_and_broken_masks_are_told_apart(world, tmp_path):
     root, _, coco = world
     folder = tmp_path / "run"

@@ -305,6 +305,17 @@ def test_what_is_no_checkpoint_and_no_results_list(name, kind, message, options,
     assert not (tmp_path / "out").exists()
 
 
+def test_of_a_run_directory_the_newest_checkpoint_is_named(options, student, tmp_path):
+    with pytest.raises(CheckpointError, match=r"a folder without a checkpoint[\s\S]*train it first"):
+        run(toys.STUDENT, tmp_path, cfg_options=options)
+    shutil.copy(student, tmp_path / "iter_20.pth")
+    (tmp_path / "iter_30.pth").write_bytes(b"cut short")
+    with pytest.raises(CheckpointError, match=rf"next:     give the newest checkpoint in it: {tmp_path}/iter_20\.pth"):
+        run(toys.STUDENT, tmp_path, cfg_options=options)
+    with pytest.raises(CheckpointError, match=r"iter_20\.pth"):
+        run(toys.CONFIGS / "teacher/refer_scenes_lavt.py", tmp_path)
+
+
 def test_the_wrong_config_for_a_checkpoint(root, options, student, tmp_path):
     with pytest.raises(CheckpointError, match="of another network"):
         run(

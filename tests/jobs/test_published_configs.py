@@ -118,8 +118,11 @@ def test_every_row_fits_its_data(trees, family, name):
 
 def test_a_share_that_was_not_split_is_refused(trees):
     config = read_training_config(CONFIGS / "teacher/cityscapes_r50.py", [*trees["cityscapes"], "percent=7"])
-    with pytest.raises(InputError, match=r"(?s)split file not found.*split_7.*s4m-pipeline split"):
+    with pytest.raises(InputError, match=r"(?s)split file not found.*split_7.*s4m-pipeline split") as caught:
         check_inputs(config)
+    root = config.data_root
+    files = f"{root}/annotations/train.json --image-root {root}/leftImg8bit/train"
+    assert caught.value.fix.endswith(f"split {files} --percent P --out {root}/split_7")
 
 
 @pytest.mark.parametrize("name", ["cityscapes", "coco"])

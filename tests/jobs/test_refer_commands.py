@@ -332,7 +332,7 @@ def test_a_network_of_sentences_is_not_exported(student, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_detector_s_picture(root, tmp_path, capsys):
+def test_a_detector_s_picture(root, data, tmp_path, capsys):
     options = [f"data_root={root / 'scenes'}", *toys.TINY]
     checkpoint = toys.write_student(tmp_path / "student.pth", options, toys.class_list(root / "scenes"))
     image = next((root / "scenes/images/val").iterdir())
@@ -345,6 +345,10 @@ def test_a_detector_s_picture(root, tmp_path, capsys):
     assert nothing == []
     with pytest.raises(ConfigError, match="wants no sentence"):
         predict.run(toys.TEACHER, checkpoint, image, sentence="a ring", cfg_options=options, out=tmp_path / "x.png")
+    with pytest.raises(InputError, match=r"an image file is wanted[\s\S]*got:      a folder\n"):
+        predict.run(toys.TEACHER, checkpoint, image.parent, cfg_options=options)
+    with pytest.raises(ConfigError, match=r"not a picture[\s\S]*next:     --out .*/x\.png"):
+        predict.run(toys.TEACHER, checkpoint, image, cfg_options=options, out=tmp_path / "x.xyz")
 
 
 def test_a_split_of_sentences(root, data, train, tmp_path, capsys):

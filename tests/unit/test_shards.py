@@ -153,6 +153,20 @@ def test_what_another_command_made_is_not_advised_to_be_overwritten(tmp_path):
     assert caught.value.fix.endswith("or --overwrite to make it anew")
 
 
+def test_a_run_of_pseudo_label_is_told_its_own_option(tmp_path):
+    with open_writer(tmp_path / "labels", "pseudo_labels"):
+        pass
+    fill(tmp_path / "library")
+    other = make_identity("pseudo_labels", sam_sha256="b" * 64)
+    for folder, fix in (
+        ("labels", "choose another --work-dir, or --overwrite to make it anew"),
+        ("library", "choose another --work-dir: --overwrite leaves what another command made"),
+    ):
+        with pytest.raises(StoreMismatchError) as caught:
+            open_writer(tmp_path / folder, "pseudo_labels", identity=other)
+        assert caught.value.fix == fix
+
+
 def test_a_writer_of_another_schema_or_without_its_layout_is_refused(tmp_path):
     with pytest.raises(InputError, match="schema"):
         open_writer(tmp_path, identity=make_identity(schema_version=99))

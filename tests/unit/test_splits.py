@@ -124,8 +124,14 @@ def test_damaged_file(tmp_path, change):
 
 
 def test_missing_file_names_the_command(tmp_path):
-    with pytest.raises(InputError, match="s4m-pipeline split"):
+    with pytest.raises(InputError, match=r"make it first: s4m-pipeline split$"):
         load_split(tmp_path / "s.json", images(5))
+    coco = images(5)
+    for name, out in (("split_5/split.json", "split_5"), ("s.json", "FOLDER, and name FOLDER/split.json")):
+        with pytest.raises(InputError) as caught:
+            load_split(Path(name), coco, source=["my data/train.json"])
+        words = f"split 'my data/train.json' --image-root {coco.image_root} --percent P --out {out}"
+        assert caught.value.fix == f"make it first: s4m-pipeline {words}"
 
 
 def city(*names):

@@ -184,7 +184,8 @@ def _read(settings: ReferDataSettings) -> ReferSet:
     )
     chosen = source.sentences
     if settings.part != "all" and settings.split_file is not None:
-        split = load_refer_split(Path(settings.split_file), chosen)
+        files = settings.annotation_file, "--expressions", settings.expressions_file
+        split = load_refer_split(Path(settings.split_file), chosen, source=files)
         chosen = chosen.of_images(split.labelled if settings.part == "labelled" else split.unlabelled)
     if settings.shown_truth != "none":
         chosen = source.with_masks(chosen, mask_overlap=settings.mask_overlap)

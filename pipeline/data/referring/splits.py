@@ -5,6 +5,7 @@ must not be called unlabelled for its other objects.
 """
 
 import random
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -41,12 +42,13 @@ def draw_refer_split(refer_set: ReferSet, *, percent: float, seed: int = 0, draw
     return replace(split_of(refer_set.referred_images, chosen, percent=percent, seed=seed), draw="published")
 
 
-def load_refer_split(path: Path, refer_set: ReferSet) -> Split:
+def load_refer_split(path: Path, refer_set: ReferSet, *, source: Sequence[str | Path] = ()) -> Split:
     """Read a split of the images that the objects are in, or of all images of the annotation file.
 
-    The latter is what ``s4m-pipeline split`` draws for instance segmentation: both tasks can share it.
+    The latter is what ``s4m-pipeline split`` draws for instance segmentation: both tasks can share it. ``source`` as of
+    ``load_split``.
 
     Raises:
         InputError: no split file, a damaged one, or one of other images.
     """
-    return load_split(path, refer_set.referred_images, or_of=refer_set.coco)
+    return load_split(path, refer_set.referred_images, or_of=refer_set.coco, source=source)
