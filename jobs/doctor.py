@@ -193,3 +193,4 @@ def _progress(store: str) -> Iterator[Finding]:
         if not is_done:
             text += f"; not finished: run the same s4m-pipeline {part.identity.command} again, it does what is missing"
         yield Finding("ok" if is_done else "note", text)
+        yield from (Finding("note", f"set aside: {line}") for line in part.set_aside)

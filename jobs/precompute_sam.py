@@ -272,15 +272,23 @@ def _run(
 def _report(plans: Sequence[StorePlan], totals: Sequence[StoreCounts], settings: PrecomputeSettings) -> None:
     for plan, counts in zip(plans, totals, strict=True):
         print(f"{plan.kind}: {counts.images_ok} images, {counts.rows} rows, {counts.images_quarantined} set aside")
-        for reason, number in counts.quarantined_by_reason.items():
-            print(f"  {number} x {reason}")
+        for line in _set_aside(plan, counts):
+            print(f"  {line}")
     print(f"store: {settings.store}")
+    mend = "mend the images and run again with --cfg-options retry_quarantined=True"
     for plan, counts in zip(plans, totals, strict=True):
         if counts.images_quarantined > settings.max_broken_share * counts.images_planned:
             raise TooManyQuarantinedError(
                 f"{counts.images_quarantined} of {counts.images_planned} images were set aside",
                 where=f"{plan.kind} of {settings.store}",
                 expected=f"at most {100 * settings.max_broken_share:g} % (max_broken_share)",
-                got="; ".join(f"{number} x {reason}" for reason, number in counts.quarantined_by_reason.items()),
-                fix="mend the images and run again with --cfg-options retry_quarantined=True, or allow more",
+                got="; ".join(_set_aside(plan, counts)),
+                fix=f"{mend}, or allow more",
             )
+    if any(counts.images_quarantined for counts in totals):
+        print(f"for the images that were set aside: {mend}")
+
+
+def _set_aside(plan: StorePlan, counts: StoreCounts) -> list[str]:
+    names = {image.image_id: image.file_name for image in plan.images}
+    return counts.reasons(names.__getitem__)

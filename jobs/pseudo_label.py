@@ -251,7 +251,7 @@ def label_images(plan: Plan, config: Config, *, ray_address: str = LOCAL) -> Sto
             about = {"identity": plan.identity.to_json(), "provenance": provenance()}
             write_outputs(folder, plan.source, writer, about=about, started=started, sentences=plan.sentences)
         counts = writer.counts()
-    print_summary(folder, already=finished)
+    print_summary(folder, already=finished, set_aside=_set_aside(counts, plan))
     return counts
 
 
@@ -292,13 +292,21 @@ def _print_dry_run(plan: Plan, work: Work, *, overwrite: bool) -> None:
     print("dry run: nothing was written")
 
 
+def _set_aside(counts: StoreCounts, plan: Plan) -> list[str]:
+    names = {image.image_id: image.file_name for image in plan.images}
+    return counts.reasons(names.__getitem__)
+
+
 def _refuse_many_broken(counts: StoreCounts, plan: Plan) -> None:
     allowed = plan.settings.max_broken_share
+    mend = "mend the images and run again with --cfg-options pseudo_label.retry_quarantined=True"
     if counts.images_quarantined > allowed * counts.images_planned:
         raise TooManyQuarantinedError(
             f"{counts.images_quarantined} of {counts.images_planned} images were set aside",
             where=plan.folder,
             expected=f"at most {100 * allowed:g} % (pseudo_label.max_broken_share)",
-            got="; ".join(f"{number} x {reason}" for reason, number in counts.quarantined_by_reason.items()),
-            fix="mend the images and run again with --cfg-options pseudo_label.retry_quarantined=True, or allow more",
+            got="; ".join(_set_aside(counts, plan)),
+            fix=f"{mend}, or allow more",
         )
+    if counts.images_quarantined:
+        print(f"for the images that were set aside: {mend}")

@@ -88,7 +88,7 @@ def _counts(rows: Sequence[PseudoLabel], num_results: int, counts: StoreCounts) 
             "planned": counts.images_planned,
             "labelled": counts.images_ok,
             "set_aside": counts.images_quarantined,
-            "reasons": dict(counts.quarantined_by_reason),
+            "reasons": counts.quarantined_by_reason,
         },
         "rows": len(rows),
         "pseudo_labels": num_results,
@@ -108,8 +108,8 @@ def _quality(rows: Sequence[PseudoLabel], source: Source, done: Sequence[int]) -
     }
 
 
-def print_summary(folder: Path, *, already: bool) -> None:
-    """What ``summary.json`` says, for people."""
+def print_summary(folder: Path, *, already: bool, set_aside: Sequence[str]) -> None:
+    """What ``summary.json`` says, for people, with the images that were set aside (``StoreCounts.reasons``)."""
     summary = json.loads((folder / SUMMARY).read_bytes())
     images, outcomes = summary["images"], summary["outcomes"]
     if already:
@@ -118,8 +118,8 @@ def print_summary(folder: Path, *, already: bool) -> None:
     if summary["left_out"]:
         first = summary["left_out"][0]
         print(f"  {len(summary['left_out'])} left out at loading, such as {first['file_name']}: {first['reason']}")
-    for reason, number in images["reasons"].items():
-        print(f"  {number} x {reason}")
+    for line in set_aside:
+        print(f"  {line}")
     print("  " + ", ".join(f"{number} {name}" for name, number in outcomes.items()))
     if summary["quality"] and "corrections" in summary["quality"]:
         _print_answers(summary["quality"])

@@ -57,6 +57,8 @@ class Progress:
     shards_done: int
     shards: int
     counts: StoreCounts
+    set_aside: tuple[str, ...]
+    """``StoreCounts.reasons``; nothing where the list of images is damaged."""
 
 
 def progress(uri: str | Path) -> list[Progress]:
@@ -70,8 +72,25 @@ def progress(uri: str | Path) -> list[Progress]:
     found = []
     for part in manifest.parts.values() if manifest else ():
         records = [record for _, record in iterate_records(files, part.shard_ids) if isinstance(record, ShardRecord)]
-        found.append(Progress(part.identity, len(records), len(part.shard_ids), count_images(part, records)))
+        counts = count_images(part, records)
+        named = _set_aside(files, part, counts)
+        found.append(Progress(part.identity, len(records), len(part.shard_ids), counts, named))
     return found
+
+
+def _set_aside(files: StoreFiles, part: StorePart, counts: StoreCounts) -> tuple[str, ...]:
+    if not counts.quarantined:
+        return ()
+    try:
+        images = read_images(files, part)
+    except StoreDamagedError:
+        return ()
+
+    def name_of(image_id: int) -> str:
+        image = images.get(image_id)
+        return image.file_name if image is not None else f"image {image_id}"
+
+    return tuple(counts.reasons(name_of))
 
 
 def drop_damaged(uri: str | Path, damages: Sequence[Damage], *, lock_timeout: float = 0.0) -> list[str]:

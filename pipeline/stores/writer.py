@@ -1,7 +1,7 @@
 """``StoreWriter``: open a store for writing, refuse one that does not fit, say what is missing."""
 
-from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -42,6 +42,8 @@ from pipeline.stores.shards import (
 )
 
 _MANIFEST_WAIT_SECONDS = 2 * LEASE_SECONDS
+_NAMED = 20
+"""Images that were set aside are named up to so many, of each reason."""
 _NAMES = {"similarity": "similarity targets", "pseudo_labels": "pseudo-labels"}
 """Of kinds, in messages."""
 
@@ -54,8 +56,23 @@ class StoreCounts:
     images_ok: int
     images_quarantined: int
     rows: int
-    quarantined_by_reason: Mapping[str, int]
-    """``stage: reason`` -> images."""
+    quarantined: Mapping[str, tuple[int, ...]]
+    """``stage: reason`` -> ids of images."""
+
+    @property
+    def quarantined_by_reason(self) -> dict[str, int]:
+        """``stage: reason`` -> images."""
+        return {reason: len(ids) for reason, ids in self.quarantined.items()}
+
+    def reasons(self, name_of: Callable[[int], str]) -> list[str]:
+        """``N x stage: reason: name, name`` of what was set aside, with the first 20 names of each reason."""
+        lines = []
+        for reason, ids in self.quarantined.items():
+            # Half a character in a name may be the reason, and could not be printed.
+            names = [name_of(image_id).encode(errors="backslashreplace").decode() for image_id in ids[:_NAMED]]
+            more = f" and {len(ids) - _NAMED} more" if len(ids) > _NAMED else ""
+            lines.append(f"{len(ids)} x {reason}: {', '.join(names)}{more}")
+        return lines
 
 
 class StoreWriter:
@@ -239,13 +256,17 @@ def _delete_shards(files: StoreFiles, part: StorePart) -> None:
 def count_images(part: StorePart, records: Sequence[ShardRecord]) -> StoreCounts:
     """Sum up the outcomes of ``records``."""
     outcomes = [outcome for record in records for outcome in record.outcomes]
-    bad = Counter(f"{o.stage}: {o.reason}" for o in outcomes if o.status == "quarantined")
+    bad: defaultdict[str, list[int]] = defaultdict(list)
+    for outcome in outcomes:
+        if outcome.status == "quarantined":
+            bad[f"{outcome.stage}: {outcome.reason}"].append(outcome.image_id)
+    num_bad = sum(map(len, bad.values()))
     return StoreCounts(
         images_planned=part.num_images,
-        images_ok=len(outcomes) - bad.total(),
-        images_quarantined=bad.total(),
+        images_ok=len(outcomes) - num_bad,
+        images_quarantined=num_bad,
         rows=sum(record.rows for record in records),
-        quarantined_by_reason=dict(sorted(bad.items())),
+        quarantined={reason: tuple(ids) for reason, ids in sorted(bad.items())},
     )
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -106,6 +107,15 @@ def test_a_store_that_is_not_finished_is_said_to_be_so_and_is_no_error(assets, s
         assert "every file is as it was written" in out
         assert f"note  proposals: {left} of 2 shards, {2 * left} of 4 images, 0 set aside; not finished: " in out
         assert "run the same s4m-pipeline precompute-sam again" in out
+
+
+def test_images_that_were_set_aside_are_named(assets, settings, tmp_path, capsys):
+    bad = tmp_path / "data/02.png"
+    bad.write_bytes(bad.read_bytes()[:-40])  # its header is sound
+    other = replace(settings, store=str(tmp_path / "other"), max_broken_share=0.5)
+    precompute(other, make_backend=lambda _: FakeSam())
+    doctor.run(other.store, assets=assets)
+    assert re.search(r"^note  set aside: 1 x read: .*: 02\.png$", capsys.readouterr().out, re.M)
 
 
 @pytest.mark.parametrize(

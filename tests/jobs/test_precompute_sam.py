@@ -336,9 +336,12 @@ def test_bad_images_within_the_share_are_rows_with_a_reason_and_can_be_tried_aga
     bad.write_bytes(whole[:-40])  # its header is sound
     precompute(replace(settings, max_broken_share=0.2), make_backend=fake_sam)
     assert list(ProposalStore.open(settings.store).quarantined()) == [13]
-    assert re.search(r"1 x read: ", capsys.readouterr().out)
+    out = capsys.readouterr().out
+    assert re.search(r"1 x read: .*: 03\.png\n", out)
+    assert "retry_quarantined=True" in out
     with pytest.raises(TooManyQuarantinedError, match="1 of 5 images") as caught:
         precompute(settings, make_backend=lambda _: Blind())
+    assert re.search(r"1 x read: .*: 03\.png\n", str(caught.value))
     assert "retry_quarantined=True" in str(caught.value)
     bad.write_bytes(whole)
     precompute(replace(settings, retry_quarantined=True), make_backend=fake_sam)

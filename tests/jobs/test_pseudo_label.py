@@ -248,7 +248,7 @@ def test_on_ray_the_labels_are_the_same(finished, options, student, tmp_path):
 # --- broken images ---
 
 
-def test_a_broken_image_is_recorded_and_counted(root, student, unlabelled, train, tmp_path):
+def test_a_broken_image_is_recorded_and_counted(root, student, unlabelled, train, tmp_path, capsys):
     shutil.copytree(root / "scenes", tmp_path / "scenes")
     chosen = [f"data_root={tmp_path / 'scenes'}", *toys.TINY, *FILTER]
     victim = train.by_id[unlabelled[1]]
@@ -257,13 +257,18 @@ def test_a_broken_image_is_recorded_and_counted(root, student, unlabelled, train
     with pytest.raises(TooManyQuarantinedError, match=f"1 of {len(unlabelled)} images") as caught:
         label(student, tmp_path / "run", chosen)
     assert caught.value.exit_code == 4
+    assert victim.file_name in caught.value.got
     summary = read(tmp_path / "run", "summary.json")
     assert summary["images"]["set_aside"] == 1
     assert [reason.split(":")[0] for reason in summary["images"]["reasons"]] == ["read"]
     assert {row["image_id"] for row in rows_of(tmp_path / "run")} <= {*unlabelled} - {victim.image_id}
     good = sum(len(train.annotations[i]) for i in unlabelled if i != victim.image_id)
     assert summary["quality"]["after"]["num_ground_truth"] == good
+    capsys.readouterr()
     label(student, tmp_path / "run", [*chosen, "pseudo_label.max_broken_share=0.5"])
+    out = capsys.readouterr().out
+    assert f": {victim.file_name}\n" in out
+    assert "pseudo_label.retry_quarantined=True" in out
 
     shutil.copy(root / "scenes" / "images" / victim.file_name, path)
     label(student, tmp_path / "run", [*chosen, "pseudo_label.retry_quarantined=True"])

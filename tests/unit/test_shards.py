@@ -19,7 +19,7 @@ from pipeline.stores.proposal_store import ProposalStore, commit_proposals
 from pipeline.stores.shards import plan_shards, read_manifest, shard_id
 from pipeline.stores.similarity_store import SimilarityStore
 from pipeline.stores.verify import verify
-from pipeline.stores.writer import preview, remove_part
+from pipeline.stores.writer import StoreCounts, preview, remove_part
 
 IDENTITY = make_identity()
 
@@ -206,6 +206,17 @@ def test_counts_and_quarantine_with_reason(tmp_path):
     assert counts.rows == sum(len(make_proposals(i)) for i in IMAGES if i.image_id not in (BAD_IMAGE, 5))
     bad = ProposalStore.open(tmp_path).quarantined()[BAD_IMAGE]
     assert (bad.stage, bad.reason, bad.retries) == ("decode", "truncated", 2)
+
+
+def test_of_many_images_set_aside_for_one_reason_the_first_are_named():
+    bad = {"read: truncated": tuple(range(22)), "sam: mode F": (30,)}
+    counts = StoreCounts(images_planned=40, images_ok=17, images_quarantined=23, rows=0, quarantined=bad)
+    first, second = counts.reasons(lambda image_id: f"{image_id}.png")
+    assert first.startswith("22 x read: truncated: 0.png, 1.png, ")
+    assert first.endswith(", 19.png and 2 more")
+    assert second.endswith(": 30.png")
+    (odd,) = dataclasses.replace(counts, quarantined={"read: refused": (1,)}).reasons(lambda _: "\ud800.png")
+    assert odd == "1 x read: refused: \\ud800.png"
 
 
 def test_a_quarantined_image_that_was_repaired_replaces_its_shard(tmp_path):
