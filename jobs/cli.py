@@ -16,10 +16,11 @@ import typer
 
 from jobs import cli_options as opt
 from pipeline.errors import InputError, PipelineError
+from pipeline.full_disk import full_disk
 
 EXIT_CODES = (
     "Exit codes: 0 done; 1 unexpected error; 2 wrong usage; 3 bad input, configuration or store of another origin; "
-    "4 finished, with more bad images than allowed; 5 store damaged; 6 environment (no GPU, no package, no cluster); "
+    "4 finished, with more bad images than allowed; 5 store damaged; 6 environment (no GPU, package, cluster or room); "
     "130 interrupted; 143 terminated."
 )
 
@@ -403,9 +404,10 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     except Exception as error:
         if words != given:
             raise
-        if isinstance(error, PipelineError):
-            print(f"error: {error}", file=sys.stderr)
-            sys.exit(error.exit_code)
+        known = error if isinstance(error, PipelineError) else full_disk(error)
+        if known is not None:
+            print(f"error: {known}", file=sys.stderr)
+            sys.exit(known.exit_code)
         if isinstance(error, OSError) and error.filename is not None:
             told = InputError(
                 error.strerror or type(error).__name__,

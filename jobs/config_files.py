@@ -18,6 +18,7 @@ from typing import Any
 from mmengine.config import Config, DictAction
 
 from pipeline.errors import ConfigError
+from pipeline.full_disk import told_if_full
 
 _WIDTH = 118
 NOTHING: Mapping[str, str] = MappingProxyType({})
@@ -258,7 +259,8 @@ def write_resolved(config: Config, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
-        partial.write_text(laid_out(config), encoding="utf-8")
+        with told_if_full(path):
+            partial.write_text(laid_out(config), encoding="utf-8")
         partial.replace(path)
     finally:
         with contextlib.suppress(FileNotFoundError):

@@ -10,6 +10,7 @@ from jobs.plain_config import plain_config
 from jobs.refer_networks import is_referring
 from jobs.training.runs import say
 from pipeline.errors import CheckpointError, ConfigError, InputError, PipelineError
+from pipeline.full_disk import told_if_full
 
 CONFIG, WEIGHTS = "config.py", "weights.pth"
 TOLERANCE = 1e-5
@@ -156,10 +157,11 @@ def _write(
     for name in (WEIGHTS, CONFIG):  # weights first: a config alone would look complete
         partial = folder / f"{name}.{os.getpid()}.partial"
         try:
-            if name == WEIGHTS:
-                torch.save(contents, partial)
-            else:
-                partial.write_text(f"# Made by s4m-pipeline export of {source}.\n{Config(dict(plain)).pretty_text}")
+            with told_if_full(folder / name):
+                if name == WEIGHTS:
+                    torch.save(contents, partial)
+                else:
+                    partial.write_text(f"# Made by s4m-pipeline export of {source}.\n{Config(dict(plain)).pretty_text}")
             partial.replace(folder / name)
         finally:
             partial.unlink(missing_ok=True)

@@ -9,7 +9,7 @@ PipelineError                 exit 1   unexpected (the base; never raised itself
 ├── StoreMismatchError        exit 3   a store made with other images, SAM weights or settings
 ├── StoreDamagedError         exit 5   a file of a store is missing or fails its checksum
 ├── TooManyQuarantinedError   exit 4   finished, with more bad images than allowed
-└── EnvironmentProblemError   exit 6   no GPU, a missing package, no Ray cluster
+└── EnvironmentProblemError   exit 6   no GPU, a missing package, no Ray cluster, no room
 
 A message says what is wrong, where, what was expected, what was found, and what to do next.
 """
@@ -91,6 +91,6 @@ class TooManyQuarantinedError(PipelineError):
 
 
 class EnvironmentProblemError(PipelineError):
-    """The machine lacks something: a GPU, a package, a Ray cluster."""
+    """The machine lacks something: a GPU, a package, a Ray cluster, room on a disk."""
 
     exit_code = 6

@@ -20,7 +20,7 @@ LAYERS: list[tuple[str, ...]] = [
     ("pipeline.data",),
     ("pipeline.refine", "pipeline.distill"),
     ("pipeline.sam", "pipeline.stores"),
-    ("pipeline.masks", "pipeline.images"),
+    ("pipeline.masks", "pipeline.images", "pipeline.full_disk"),
     ("pipeline.errors",),
     ("data_schemas",),
 ]

@@ -26,6 +26,7 @@ from filelock import FileLock, Timeout
 from jobs.config_files import PlainConfig, leaves, load_config, parse_options, write_resolved
 from pipeline.data.coco import write_json
 from pipeline.errors import CheckpointError, ConfigError, EnvironmentProblemError, InputError
+from pipeline.full_disk import told_if_full
 
 RESOLVED, PROVENANCE, DONE = "resolved_config.py", "provenance.json", "done.json"
 STUDENT_PARTS = ("detector", "segmentor")
@@ -36,6 +37,7 @@ _FIGURE = re.compile(r"val/\w+/(.+)")
 """How mmengine logs what a metric measured, after the metric's prefix."""
 _NUM_NAMED = 5
 """Settings that a message names."""
+_GO_ON = "make room on that disk, then go on with --resume, from the last checkpoint that was written whole"
 _TRAIN_A_TEACHER = "train a teacher (s4m-pipeline train-teacher), then set teacher_checkpoint to its run directory"
 
 
@@ -423,7 +425,8 @@ def train(run: TrainingRun, *, launcher: str = "none", device: str | None = None
         for value in model.state_dict().values():
             broadcast(value)  # the wrapper did so before these weights were there
     model.init_weights = lambda: None  # the runner would start from random values again
-    runner.train()
+    with told_if_full(run.work_dir, fix=_GO_ON):
+        runner.train()
     figures = {
         match[1]: value.current()
         for name, value in runner.message_hub.log_scalars.items()

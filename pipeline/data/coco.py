@@ -26,6 +26,7 @@ from pipeline.data.coco_entries import (
 )
 from pipeline.data.coco_problems import Problems, nearest_name, read_coco_json
 from pipeline.errors import AnnotationError, ConfigError, InputError, TooManyQuarantinedError
+from pipeline.full_disk import told_if_full
 from pipeline.images import SUFFIXES, image_size, read_image, resolve_inside
 
 __all__ = [
@@ -362,7 +363,7 @@ def write_json(content: object, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
-        with partial.open("w", encoding="utf-8") as file:
+        with told_if_full(path), partial.open("w", encoding="utf-8") as file:
             json.dump(content, file, allow_nan=False)
             file.flush()
             os.fsync(file.fileno())

@@ -1,5 +1,6 @@
 """The command line: instant help, documented exit codes, one message and no traceback."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -192,6 +193,21 @@ def test_a_path_that_cannot_be_used_is_named(job, capsys, tmp_path):
     assert err[0] == "error: Not a directory"
     assert str(file) in err[1]
     assert err[-1].startswith("  next:")
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_a_full_disk_is_said_plainly_with_the_file_where_it_is_known(job, capsys, tmp_path, number):
+    job("demo", fail_with(OSError(number, os.strerror(number), str(tmp_path / "file"))))
+    assert exit_code("demo") == 6
+    err = capsys.readouterr().err.splitlines()
+    assert err[0] == "error: a file cannot be written, the disk is full"
+    assert err[1] == f"  where:    {tmp_path / 'file'}"
+    assert os.strerror(number) in err[2]
+    assert "MB free there" in err[2]
+    assert "make room" in err[-1]
+    job("demo", fail_with(OSError(number, os.strerror(number))))
+    assert exit_code("demo") == 6
+    assert "where:" not in capsys.readouterr().err
 
 
 def test_interruption_is_130(job, capsys):

@@ -1,18 +1,36 @@
 """Configurations: overrides reach every depth, and a key that is not there is named with its nearest."""
 
 import ast
+import errno
+import os
 import re
+from functools import partial
 from pathlib import Path
 
 import pytest
+from mmengine.config import Config
 
 from jobs.config_files import PlainConfig, dotted_keys, load_config, parse_options, write_resolved
 from jobs.training.runs import expand
-from pipeline.errors import ConfigError
+from pipeline.data.coco import write_json
+from pipeline.errors import ConfigError, EnvironmentProblemError
 
 ROOT = Path(__file__).parents[2]
 
 BASE = "size = 3\nmodel = dict(depth=18, norm=dict(eps=1e-5), channels=[1, 2, 3], pair=(4, 5))\n"
+
+
+@pytest.mark.parametrize("write", [partial(write_resolved, Config({"a": 1})), partial(write_json, {})])
+def test_a_disk_that_is_full_leaves_nothing_and_names_the_file(tmp_path, monkeypatch, write):
+    def full(*_args, **_more):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # as a file object's write says it, without a name
+
+    monkeypatch.setattr(Path, "write_text", full)
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(EnvironmentProblemError, match="disk is full") as caught:
+        write(tmp_path / "file")
+    assert caught.value.where == tmp_path / "file"
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.fixture

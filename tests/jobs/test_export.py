@@ -15,7 +15,7 @@ from jobs.evaluate import whole_truth
 from jobs.export import CONFIG, WEIGHTS, refuse_difference
 from jobs.networks import build_transforms, detect_and_label, filter_of, load_network, open_config, pack
 from jobs.plain_config import plain_config
-from pipeline.errors import CheckpointError, ConfigError, InputError, PipelineError
+from pipeline.errors import CheckpointError, ConfigError, EnvironmentProblemError, InputError, PipelineError
 from pipeline.images import read_image
 from tests.jobs.toy_networks import (
     STUDENT,
@@ -136,6 +136,14 @@ def test_an_earlier_export_is_replaced_only_on_demand(student, options, tmp_path
     export.run(STUDENT, student, tmp_path, cfg_options=options, overwrite=True)
     assert {path.name for path in tmp_path.iterdir()} == {CONFIG, WEIGHTS}
     assert (tmp_path / CONFIG).read_text() != "old"
+
+
+def test_a_full_disk_names_the_file(tmp_path, monkeypatch):
+    save = torch.save
+    monkeypatch.setattr(torch, "save", lambda content, _path: save(content, "/dev/full"))
+    with pytest.raises(EnvironmentProblemError, match="disk is full") as caught:
+        export._write({}, {"a": torch.rand(100_000)}, ["a"], tmp_path, "a.pth")
+    assert caught.value.where == tmp_path / WEIGHTS
 
 
 def test_no_names_no_results_files_no_other_networks(student, options, classes, tmp_path):

@@ -1,5 +1,6 @@
 """Training runs: what a config means, when a run is refused, and that an interruption leaves no trace."""
 
+import errno
 import json
 import os
 import random
@@ -333,9 +334,25 @@ def test_the_newest_whole_checkpoint_counts(tmp_path):
     assert last_checkpoint(tmp_path).name == "iter_9.pth"
 
 
-def test_a_poisoned_checkpoint_is_not_resumed_from(scenes, tmp_path):
-    import os
+def test_a_full_disk_names_the_run_directory_and_the_way_on(scenes, tmp_path, monkeypatch):
+    from mmengine.fileio import LocalBackend
 
+    folder = tmp_path / "run"
+
+    def half(self, content, path):
+        Path(path).write_bytes(content if path.endswith("iter_2.pth") else content[: len(content) // 2])
+        if not path.endswith("iter_2.pth"):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # without a name, as a file object's write says it
+
+    monkeypatch.setattr(LocalBackend, "put", half)
+    with pytest.raises(EnvironmentProblemError, match=r"disk is full[\s\S]*No space left[\s\S]*--resume") as caught:
+        run_training(TEACHER, small(scenes), folder)
+    assert caught.value.where == folder
+    assert (folder / "iter_4.pth").exists()
+    assert last_checkpoint(folder).name == "iter_2.pth"
+
+
+def test_a_poisoned_checkpoint_is_not_resumed_from(scenes, tmp_path):
     marker, folder = tmp_path / "ran", tmp_path / "run"
 
     class Attack:
