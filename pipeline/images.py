@@ -6,7 +6,8 @@ truncated file is an error and never a picture with a grey fill. What comes out,
 ========================  ==========================================================================
 grey, 1-bit, palette      spread to three channels; a transparent palette entry shows its colour
 RGBA, LA                  alpha is dropped, not composited
-16-bit grey               ``round(v / 257)``: 0 stays 0, 65535 becomes 255
+16-bit grey               ``round(v / 257)``: 0 stays 0, 65535 becomes 255; samples of fewer bits come out dark,
+                          which a process warns of once
 16-bit RGB(A)             Pillow keeps the high byte, at most one level away from ``v / 257``
 CMYK JPEG                 Pillow's plain conversion, without colour profile
 animated, several pages   the first frame
@@ -14,6 +15,7 @@ animated, several pages   the first frame
 ========================  ==========================================================================
 """
 
+import logging
 import os
 import struct
 import warnings
@@ -26,9 +28,14 @@ from PIL import Image, ImageFile, UnidentifiedImageError
 
 from pipeline.errors import ImageError, InputError
 
+_LOG = logging.getLogger(__name__)
 FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "WEBP")
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp"})
 MAX_PIXELS = 200_000_000
+_DARK = 2**14
+"""A 16-bit image without a sample from here on may hold 10, 12 or 14 bits."""
+_told_dark: list[Path] = []
+"""The first such image that this process read."""
 _ORIENTATION_TAG = 0x0112
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _KNOWN_BEGINNINGS = {b"GIF8": "GIF", b"%PDF": "PDF", b"PK\x03\x04": "ZIP archive", b"\x00\x00\x00": "HEIF or video"}
@@ -223,8 +230,13 @@ def _to_rgb(image: Image.Image, path: Path) -> NDArray[np.uint8]:
 def _from_integers(values: NDArray[np.generic], path: Path) -> NDArray[np.uint8]:
     """Grey samples of more than 8 bits: 16-bit values to 8 by 257, anything outside 16 bits refused."""
     wide = values.astype(np.int64)
-    if wide.size and (wide.min() < 0 or wide.max() > 65535):
-        raise _unknown_range(path, f"integers from {wide.min()} to {wide.max()}")
+    low, top = (wide.min(), wide.max()) if wide.size else (0, 0)
+    if low < 0 or top > 65535:
+        raise _unknown_range(path, f"integers from {low} to {top}")
+    if 0 < top < _DARK and not _told_dark:
+        _told_dark.append(path)
+        text = "%s comes out dark, and others may: its largest 16-bit sample is %d of 65535, which becomes %d of 255; "
+        _LOG.warning(text + "rescale the files if theirs are of 10, 12 or 14 bits", path, top, (top + 128) // 257)
     grey = ((wide + 128) // 257).astype(np.uint8)  # 65535 / 255 = 257; +128 rounds
     return np.repeat(grey[..., None], 3, axis=-1)
 

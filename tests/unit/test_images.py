@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFile, ImageOps
 
+from pipeline import images
 from pipeline.errors import ImageError, InputError
 from pipeline.images import image_size, read_image, resolve_inside
 
@@ -78,6 +79,19 @@ def test_sixteen_bit_grey_is_divided_by_257(tmp_path, name):
     path = save(tmp_path / name, values)
     np.testing.assert_array_equal(read_image(path)[..., 0], np.round(values / 257).astype(np.uint8))
     assert read_image(path).shape == (1, 7, 3)
+
+
+def test_sixteen_bits_of_which_few_are_used_are_told_of_once(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(images, "_told_dark", [])
+    for top in (0, 16384):
+        read_image(save(tmp_path / "a.png", np.full((4, 4), top, np.uint16)))
+    assert caplog.text == ""
+    for name in ("b.png", "c.png"):
+        pixels = read_image(save(tmp_path / name, np.full((4, 4), 4095, np.uint16)))
+        assert (pixels == 16).all()
+    (record,) = caplog.records
+    assert str(tmp_path / "b.png") in record.getMessage()
+    assert "4095 of 65535, which becomes 16 of 255" in record.getMessage()
 
 
 def sixteen_bit_rgb_png(values):
