@@ -12,7 +12,9 @@ from jobs.config_files import as_text
 from jobs.settings import hydrate, known_keys
 from jobs.store_checks import image_keys, refuse_other_images
 from jobs.training.distillation_checks import DRAWN, FROM_STORE, check_distillation
+from jobs.training.notes import targets_of_others
 from jobs.training.refer_checks import check_sentence_settings, check_sentences
+from jobs.training.runs import say
 from pipeline.data.arp import ArpSettings
 from pipeline.data.coco import CocoSet, load_coco
 from pipeline.data.referring.views import JitterSettings
@@ -184,6 +186,8 @@ def check_inputs(config: Any) -> None:
             store = str(transform["store"])
             identity = _check_store(store, "similarity", taught, has_all=not settings.get("class_names"))
             refuse_other_features(identity, transform.get("features", "decoder"), where=store)
+            if not settings.get("class_names") and (note := targets_of_others(store, taught)) is not None:
+                say(note)
     refiner = dict(config.model.get("refiner") or {})
     if refiner.get("name") in LIBRARY_REFINERS:
         if not refiner.get("store"):

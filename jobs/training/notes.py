@@ -4,9 +4,18 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from data_schemas.similarity import INSIDE_GROUND_TRUTH
 from jobs.config_files import load_config
 from jobs.training.runs import RESOLVED
+from pipeline.data.coco import CocoSet
 from pipeline.errors import PipelineError
+from pipeline.masks import rle
+from pipeline.stores.similarity_store import SimilarityStore
+
+_LOOKED_AT = 16
+"""Images whose stored points are compared with the annotations."""
 
 
 def other_labels(config: Any) -> str | None:
@@ -41,6 +50,35 @@ def teacher_that_never_moves(config: Any) -> str | None:
     return (
         f"note: burn_in={burn_in} is not before the last step, max_iters={steps}: the teacher never moves. "
         f"A shorter one is set by --cfg-options burn_in={steps // 2}"
+    )
+
+
+def targets_of_others(store: str, taught: CocoSet) -> str | None:
+    """What to tell of similarity targets that were made from other objects than those of the images that are taught.
+
+    The store holds where points were drawn on objects: of these very objects, all of them lie on one. Where most do
+    not, it is of other pictures, whatever their names and sizes, or of annotations that have little in common.
+
+    Args:
+        store: Of these images, by ids, names and sizes.
+        taught: With the annotations of all classes: precompute-sam takes all.
+    """
+    targets = SimilarityStore.open(store)
+    there = set(targets.image_ids())
+    known = [image for image in taught.images if image.image_id in there and taught.annotations[image.image_id]]
+    drawn = found = 0
+    for image in known[:_LOOKED_AT]:
+        xy, kind = targets.points(image.image_id)
+        x, y = xy[kind == INSIDE_GROUND_TRUTH].astype(np.int64).T
+        masks = [rle.decode(entry.rle) for entry in taught.annotations[image.image_id] if not entry.iscrowd]
+        drawn += len(x)
+        found += int(np.any([mask[y, x] for mask in masks], axis=0).sum()) if masks else 0
+    if 2 * found >= drawn:
+        return None
+    return (
+        f"note: of {drawn} points that {store} has on objects of the first {len(known[:_LOOKED_AT])} images, only "
+        f"{found} lie on an annotated one: its similarity targets are of other pictures with the same ids, names and "
+        "sizes, or of other annotations. If so, run precompute-sam on these images, and name its store"
     )
 
 

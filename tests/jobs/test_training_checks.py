@@ -10,6 +10,8 @@ import pytest
 from data_schemas.manifest import SCHEMA_VERSIONS, ImageKey, ImageOutcome, StoreIdentity
 from data_schemas.similarity import SimilarityLayout, SimilarityTargets
 from jobs.config_files import load_config
+from jobs.precompute_sam import precompute
+from jobs.settings import PrecomputeSettings, SamSettings, SimilaritySettings
 from jobs.training.checks import check_inputs, check_settings
 from jobs.training.launch import launch, refuse_many_workers
 from jobs.training.runs import held, read_training_config, run_dir
@@ -20,6 +22,7 @@ from pipeline.refine.build import LIBRARY_REFINERS
 from pipeline.stores.proposal_store import commit_proposals
 from pipeline.stores.similarity_store import commit_similarity
 from pipeline.stores.writer import StoreWriter
+from tests.jobs.toys import fake_sam
 from tests.toy_scenes import small_scenes
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -296,6 +299,33 @@ def test_targets_from_other_annotations_of_the_images_are_refused(scenes, tmp_pa
     save_split(draw_split(fresh, percent=50, seed=0), scenes.root / "split.json")
     with pytest.raises(StoreMismatchError, match="other annotations"):
         inputs_of("teacher/scenes_structural", scenes, f"store={store}")
+
+
+def test_targets_of_other_pictures_with_the_same_names_are_told_of(scenes, tmp_path, capsys):
+    other = small_scenes(tmp_path / "other", num_train=4, seed=6)
+    for name, made_of in (("own", scenes), ("other", other)):
+        settings = PrecomputeSettings(  # of all images, and half of them are labelled
+            images=str(made_of.annotations("train")),
+            image_root=str(made_of.image_root),
+            store=str(tmp_path / name),
+            sam=SamSettings("fake"),
+            targets=("similarity",),
+            similarity=SimilaritySettings(num_inside=32, num_uniform=32, rows_per_chunk=4),
+        )
+        precompute(settings, make_backend=fake_sam)
+    coco = load_coco(scenes.annotations("train"), scenes.image_root)
+    one = load_split(scenes.root / "split.json", coco).labelled[0]
+    capsys.readouterr()
+    inputs_of("teacher/scenes_structural", scenes, f"store={tmp_path / 'own'}")
+    assert capsys.readouterr().out == ""
+    inputs_of("teacher/scenes_structural", scenes, f"store={tmp_path / 'other'}")
+    assert "of other pictures with the same ids, names and sizes" in capsys.readouterr().out
+    rewritten(
+        scenes.annotations("train"),
+        lambda c: c["annotations"].remove(next(a for a in c["annotations"] if a["image_id"] == one)),
+    )
+    inputs_of("teacher/scenes_structural", scenes, f"store={tmp_path / 'own'}")
+    assert capsys.readouterr().out == ""  # an annotation was corrected
 
 
 def test_targets_of_all_classes_serve_a_training_of_some(scenes, tmp_path):
