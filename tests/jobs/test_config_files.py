@@ -97,7 +97,7 @@ def test_a_path_stays_as_it_is_and_so_do_blanks_in_a_text(text, expected):
 
 def test_a_path_that_looks_like_something_else_fills_its_placeholders():
     options = ["data_root=odd dir, 2", "store=2024", "teacher_checkpoint=a b/1,2"]
-    config = load_config(ROOT / "configs/ablation/start_from_teacher.py", options)
+    config = load_config(ROOT / "configs/student/scenes_points.py", options)
     expand(config)
     assert config.train_dataloader.dataset.labelled.dataset.annotation_file == "odd dir, 2/annotations/train.json"
     assert (config.store, config.init_checkpoint) == ("2024", "a b/1,2")
