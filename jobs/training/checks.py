@@ -92,6 +92,12 @@ _WORDS = (
     "annotations",
     "val_annotations",
 )
+_OTHERWISE = {
+    "load_from": "--cfg-options init_checkpoint=FILE: weights to start with, and nothing that mmengine would unpickle",
+    "resume": "--resume",
+    "launcher": "--workers N",
+}
+"""mmengine's own words, which a run has at nothing, and what is said instead."""
 _COPIED = (
     *("labelled_stream", "unlabelled_stream", "train_images", "train_objects", "geometry", "targets", "val_files"),
     *("detector", "segmentor", "data_preprocessor", "attention", "feed_forward"),
@@ -152,6 +158,11 @@ def check_settings(config: Any, *, where: str | Path) -> None:
             wrong.append(f"\n    - {name}: nothing reads this (nearest: {alike[0]})")
     if wrong:
         raise ConfigError("settings that cannot be used", where=where, got="".join(wrong), fix="correct them")
+    for name, instead in _OTHERWISE.items():
+        if tree.get(name) not in (None, False, "none"):
+            raise ConfigError(
+                f"`{name}` is mmengine's and is not used here", where=where, got=f"{name}={tree[name]!r}", fix=instead
+            )
     named = [
         (name, each) for each in _dicts(config.train_dataloader) for name in (FROM_STORE, DRAWN) if _is(each, name)
     ]
