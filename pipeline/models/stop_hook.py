@@ -17,7 +17,7 @@ class StopHook(Hook, AbstractContextManager["StopHook"]):
     """Ends the training after the step in which SIGINT or SIGTERM came, with a checkpoint; a second one at once.
 
     Between two checkpoints lie hundreds of steps, and a cluster that takes a machine back gives notice. As a context
-    it hears signals; in a process of several workers, or beside the main thread, they are left as they are.
+    it hears signals that are not ignored; of several workers, or beside the main thread, it leaves them as they are.
     """
 
     priority = "LOWEST"
@@ -29,7 +29,8 @@ class StopHook(Hook, AbstractContextManager["StopHook"]):
     def __enter__(self) -> "StopHook":
         """Hear signals."""
         if threading.current_thread() is threading.main_thread() and not is_distributed():
-            self._before = {number: signal.signal(number, self._hear) for number in _SIGNALS}
+            heard = [number for number in _SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+            self._before = {number: signal.signal(number, self._hear) for number in heard}
         return self
 
     def __exit__(self, *error: object) -> None:

@@ -191,7 +191,7 @@ def test_a_students_checkpoint_is_both_networks(student_run, teacher_run):
 
 def test_the_teacher_starts_from_its_own_run_and_the_student_from_its_own_start(scenes, teacher_run):
     """S4M: nothing of the first stage reaches the student but through pseudo-labels and the end of the burn-in."""
-    options = small_student(scenes, teacher_run, init_checkpoint="scenes-base")
+    options = small_student(scenes, teacher_run, init_checkpoint="scenes-base", init_skip=None)
     config = training.read_training_config(STUDENT, options)
     model = MODELS.build(config.model)
     before = {name: value.clone() for name, value in model.student.state_dict().items()}
@@ -420,6 +420,17 @@ def test_both_networks_are_validated_each_with_its_own_weights(scenes, teacher_r
     assert (figures["mask_AP"], figures["weights"], figures["teacher_weights"]) == (2.0, seen[4], seen[5])
 
 
+@pytest.fixture
+def heard():
+    """Signals as a process in a terminal's foreground hears them."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
 def signalled(monkeypatch, number, *, step=None, in_validation_of=None):
     """The process gets a signal in this step, or in the validation after it."""
     from pipeline.models.training_hooks import MaskApMetric, StepSeedHook
@@ -450,7 +461,9 @@ def signalled(monkeypatch, number, *, step=None, in_validation_of=None):
         (signal.SIGTERM, {"in_validation_of": 2}, "iter_2.pth", {"train_cfg.val_interval": 2}),
     ],
 )
-def test_a_signal_saves_the_step_it_comes_in(scenes, teacher_run, tmp_path, monkeypatch, number, when, saved, more):
+def test_a_signal_saves_the_step_it_comes_in(
+    scenes, teacher_run, tmp_path, monkeypatch, heard, number, when, saved, more
+):
     handlers = [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)]
     options = small(scenes, **more)
     with monkeypatch.context() as patch:
@@ -465,7 +478,8 @@ def test_a_signal_saves_the_step_it_comes_in(scenes, teacher_run, tmp_path, monk
     same(content(tmp_path / "run"), content(teacher_run))
 
 
-def test_a_second_signal_is_not_waited_with(monkeypatch):
+@pytest.mark.usefixtures("heard")
+def test_a_second_signal_is_not_waited_with():
     from pipeline.models.stop_hook import StopHook
 
     with StopHook() as hook:
@@ -473,6 +487,19 @@ def test_a_second_signal_is_not_waited_with(monkeypatch):
         assert hook.heard == signal.SIGINT
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
+
+
+@pytest.mark.usefixtures("heard")
+def test_a_signal_that_is_ignored_stays_ignored():
+    """As SIGINT is in what a shell starts in the background."""
+    from pipeline.models.stop_hook import StopHook
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with StopHook() as hook:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert hook.heard is None
+        assert signal.getsignal(signal.SIGTERM) == hook._hear
+    assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
 
 
 def scored(monkeypatch, scores, *, killed_in=None):
