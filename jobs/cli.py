@@ -397,7 +397,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         app(words, prog_name="s4m-pipeline")
     except SystemExit as stop:
         if stop.code in (130, 143):
-            is_training = words[0].startswith("train-") and "--resume" not in words
+            is_training = "".join(words[:1]).startswith("train-") and "--resume" not in words
             same = "the same command with --resume" if is_training else "the same command"
             print(f"stopped; {same} goes on from here", file=sys.stderr)
         raise

@@ -14,7 +14,7 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class StopHook(Hook, AbstractContextManager["StopHook"]):
-    """Ends the training after the step in which SIGINT or SIGTERM came, with a checkpoint; a second one at once.
+    """Ends the training after the step in which SIGINT or SIGTERM came, with a checkpoint; the same again at once.
 
     Between two checkpoints lie hundreds of steps, and a cluster that takes a machine back gives notice. As a context
     it hears signals that are not ignored; of several workers, or beside the main thread, it leaves them as they are.
@@ -41,7 +41,7 @@ class StopHook(Hook, AbstractContextManager["StopHook"]):
 
     def _hear(self, number: int, _frame: FrameType | None) -> None:
         self.heard = number
-        self.__exit__()  # the next one is not waited with
+        signal.signal(number, self._before.pop(number))  # the same again is not waited with
 
     def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
         """Stop where a signal came in this step."""
