@@ -51,7 +51,7 @@ flip = dict(type=RandomFlip, prob=0.5)
 train_images = dict(
     type=InstanceDataset, annotation_file="{annotations}", image_root="{image_root}", split_file="{split_file}"
 )
-targets = dict(type=LoadSimilarityTargets, store="{store}", num_inside=64, num_uniform=64, in_view=True)
+targets = dict(type=LoadSimilarityTargets, store="{store}", num_inside=64, num_uniform=64)
 labelled_stream = dict(
     type=StreamDataset,
     seed="{seed}",

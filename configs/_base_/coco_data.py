@@ -38,7 +38,7 @@ geometry = [
 train_images = dict(
     type=InstanceDataset, annotation_file="{annotations}", image_root="{image_root}", split_file="{split_file}"
 )
-targets = dict(type=LoadSimilarityTargets, store="{store}", num_inside=64, num_uniform=64, in_view=True)
+targets = dict(type=LoadSimilarityTargets, store="{store}", num_inside=64, num_uniform=64)
 labelled_stream = dict(
     type=StreamDataset,
     seed="{seed}",

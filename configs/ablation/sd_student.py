@@ -21,6 +21,5 @@ structural_store = "{store}"
 model.detector.update(dict(structural_weight=1.0, structural_feature="decoder"))
 model.settings.update(dict(distil_labelled=True))
 train_dataloader.dataset.labelled.dataset.pipeline.insert(
-    -1, dict(type=LoadSimilarityTargets, store="{structural_store}", num_inside=64, num_uniform=64, in_view=False)
+    -1, dict(type=LoadSimilarityTargets, store="{structural_store}", num_inside=64, num_uniform=64)
 )
-"""in_view=False: of all stored points alike, as when the README's tables were measured; a view shows most of them."""

@@ -17,7 +17,6 @@ from pipeline.data.transforms import LoadSimilarityTargets
 store = "work_dirs/nuclei_store"
 model.structural_weight = 1.0
 labelled_stream.dataset.pipeline.insert(
-    -1, dict(type=LoadSimilarityTargets, store="{store}", num_inside=64, num_uniform=64, in_view=False)
+    -1, dict(type=LoadSimilarityTargets, store="{store}", num_inside=64, num_uniform=64)
 )
-"""in_view=False: of all stored points alike, as when the README's table was measured; most images are one crop."""
 train_dataloader.dataset = labelled_stream

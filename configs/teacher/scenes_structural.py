@@ -18,6 +18,5 @@ store = "demo/store"
 structural_store = "{store}"
 model.update(dict(structural_weight=1.0, structural_feature="decoder"))
 train_dataloader.dataset.dataset.pipeline.insert(
-    -1, dict(type=LoadSimilarityTargets, store="{structural_store}", num_inside=64, num_uniform=64, in_view=False)
+    -1, dict(type=LoadSimilarityTargets, store="{structural_store}", num_inside=64, num_uniform=64)
 )
-"""in_view=False: of all stored points alike, as when the README's tables were measured; a view shows most of them."""

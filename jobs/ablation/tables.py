@@ -151,7 +151,7 @@ _S4M = (
             Cell(name, label, STRUCTURAL, Part(config), labels=Part(config))
             for name, label, config in (
                 ("none", "no refinement", "student/scenes_none"),
-                ("point", "1 point", "ablation/prompt_point"),
+                ("point", "1 point", "ablation/prompt_points_1"),
                 ("points", "3 points (S4M)", "student/scenes_points"),
                 ("points_5", "5 points", "ablation/prompt_points_5"),
                 ("points_10", "10 points", "ablation/prompt_points_10"),

@@ -40,7 +40,7 @@ from pipeline.refine.interface import Refiner, TeacherMasks
 from pipeline.sam.sam2_backend import build_backend
 
 WAYS: Mapping[str, Mapping[str, Any]] = {
-    "point": {"prompt": "point"},
+    "point": {"prompt": "points", "num_points": 1},
     "points_3": {"prompt": "points", "num_points": 3},
     "points_5": {"prompt": "points", "num_points": 5},
     "points_10": {"prompt": "points", "num_points": 10},

@@ -51,7 +51,7 @@ class LoadSimilarityTargets(BaseTransform):
     """Draw stored points of the image with SAM's similarity rows; they stay in the canonical frame.
 
     Some of the points lie inside the ground truth, some anywhere (S4M: 64 + 64). S4M draws them in the view; here they
-    are taken of those stored that the view shows, and others only where these are too few: they teach nothing.
+    are taken of those stored that the view shows: fewer, or none, where it shows fewer.
     """
 
     def __init__(
@@ -61,7 +61,6 @@ class LoadSimilarityTargets(BaseTransform):
         num_uniform: int = 64,
         features: Features = "decoder",
         keep_view: bool = False,
-        in_view: bool = True,
     ) -> None:
         """Name the store; it is opened later.
 
@@ -71,10 +70,9 @@ class LoadSimilarityTargets(BaseTransform):
             num_uniform: Points anywhere, per step.
             features: decoder | encoder: what the store's rows must compare (``similarity.features`` there).
             keep_view: Keep the view's pixels, for a network with ``live_sam`` that asks SAM at the same points.
-            in_view: First of all take points that the view shows; False: of all alike.
         """
         self.store_uri, self.num_inside, self.num_uniform = store, num_inside, num_uniform
-        self.features, self.keep_view, self.in_view = features, keep_view, in_view
+        self.features, self.keep_view = features, keep_view
         self._store: SimilarityStore | None = None
 
     @property
@@ -89,6 +87,8 @@ class LoadSimilarityTargets(BaseTransform):
     def transform(self, results: dict[str, Any]) -> dict[str, Any]:
         """Attach ``similarity_points`` [P, 2] float32, ``similarity_cells`` [P] int64, ``similarity_rows`` [P, gh, gw].
 
+        P is at most ``num_inside + num_uniform``.
+
         Raises:
             StoreMismatchError: the store's rows compare other features.
             ConfigError: the store holds fewer points per image than one step uses.
@@ -97,15 +97,14 @@ class LoadSimilarityTargets(BaseTransform):
         points_xy, kind = self.store.points(image_id)
         cells = cells_of_points(points_xy, results["ori_shape"], grid)
         flat = cells[:, 0] * grid[1] + cells[:, 1]
-        shown = _shown_cells(results, grid)[flat] if self.in_view else np.ones(len(flat), bool)
-        rows = self._draw(image_id, kind == INSIDE_GROUND_TRUTH, shown)
+        rows = self._draw(image_id, kind == INSIDE_GROUND_TRUTH, _shown_cells(results, grid)[flat])
         results["similarity_cells"] = flat[rows]
         results["similarity_rows"] = self.store.read(image_id, rows).similarity
         results["similarity_points"], results["keep_view"] = points_xy[rows], self.keep_view
         return results
 
     def _draw(self, image_id: int, is_inside: NDArray[np.bool_], shown: NDArray[np.bool_]) -> NDArray[np.int64]:
-        """Rows of one step; where the ground truth has too few points, uniform ones take their place, then any."""
+        """Rows of one step; what one kind has too few of that are shown the other kind makes up for, if it can."""
         wanted = self.num_inside + self.num_uniform
         if min(int(is_inside.sum()), self.num_inside) + int((~is_inside).sum()) < wanted:
             raise ConfigError(
@@ -115,21 +114,15 @@ class LoadSimilarityTargets(BaseTransform):
                 got=f"{int(is_inside.sum())} inside and {int((~is_inside).sum())} uniform ones of image {image_id}",
                 fix="lower num_inside and num_uniform, or run precompute-sam with more points",
             )
-        inside = np.random.permutation(np.flatnonzero(is_inside))
-        uniform = np.random.permutation(np.flatnonzero(~is_inside))
-        first = inside[shown[inside]][: self.num_inside]
-        others = uniform[shown[uniform]][: wanted - len(first)]
-        chosen = np.concatenate([first, others])
-        if len(chosen) < wanted:
-            left = np.concatenate([inside, uniform])
-            left = left[~np.isin(left, chosen)]
-            left = np.concatenate([left[shown[left]], left[~shown[left]]])
-            chosen = np.concatenate([chosen, left[: wanted - len(chosen)]])
-        return chosen
+        inside = np.random.permutation(np.flatnonzero(is_inside & shown))
+        uniform = np.random.permutation(np.flatnonzero(~is_inside & shown))
+        num_uniform = max(self.num_uniform, wanted - len(inside))
+        num_inside = wanted - min(num_uniform, len(uniform))
+        return np.concatenate([inside[:num_inside], uniform[:num_uniform]])
 
 
 def _shown_cells(results: dict[str, Any], grid_hw: tuple[int, int]) -> NDArray[np.bool_]:
-    """Cells of SAM's grid [gh * gw] bool that the view shows: those that the loss will count."""
+    """Cells of SAM's grid [gh * gw] bool that the view shows: those that the loss counts."""
     size_hw = results["img"].shape[:2]
     view = View(torch.as_tensor(results["homography_matrix"]), results["ori_shape"], size_hw, size_hw)
     _, visible = points_in_view(grid_centres(grid_hw, view.canonical_hw), view)

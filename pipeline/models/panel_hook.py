@@ -132,7 +132,7 @@ def label_panel(recorded: Recorded, num_images: int) -> Image | None:
 
 
 def row_panel(recorded: Recorded, num_images: int) -> Image | None:
-    """View, SAM's row and the network's row of the first labelled images; None where they carry no rows of SAM."""
+    """View, SAM's row and the network's row of the first labelled images; None where they carry no row of SAM."""
     if "loss" not in recorded.calls or recorded.features is None:
         return None
     inputs, samples = recorded.calls["loss"][0]
@@ -140,7 +140,7 @@ def row_panel(recorded: Recorded, num_images: int) -> Image | None:
     for view_pixels, feature, sample in zip(
         pixels(inputs[:num_images], recorded.model), recorded.features, samples, strict=False
     ):
-        if "sam_targets" not in sample or "rows" not in sample.sam_targets:
+        if "sam_targets" not in sample or not len(sample.sam_targets.get("rows", ())):
             continue
         view, targets = view_of(sample.metainfo), sample.sam_targets
         wanted = targets.rows[0].float().cpu().numpy()

@@ -33,7 +33,7 @@ class PointSettings:
     num_points: int = 3
     """K points per instance, all positive, one prompt per instance; only of ``prompt="points"``."""
     sampling: SamplingRule = "sigmoid_in_mask"
-    """Distribution of points, of ``prompt="points"`` and ``"point"``."""
+    """Distribution of points, of ``prompt="points"``."""
     prompts_per_batch: int = 64
     """Instances decoded at once, fewer where a GPU has no room; bounds the memory of the full-size masks."""
     min_iou_with_teacher: float | None = None

@@ -13,9 +13,9 @@ from pipeline.masks.points import SamplingRule, sample_points
 from pipeline.masks.window import bounding_window
 from pipeline.refine.interface import TeacherMasks
 
-PromptKind = Literal["points", "point", "box", "mask"]
-"""points: K clicks of Eq. 3, the paper's choice. point: one such click. box: the bounding box of the teacher's mask.
-mask: the teacher's logits and no click."""
+PromptKind = Literal["points", "box", "mask"]
+"""points: K clicks of Eq. 3, the paper's choice. box: the bounding box of the teacher's mask. mask: the teacher's
+logits and no click."""
 
 PROMPT_KINDS: tuple[str, ...] = get_args(PromptKind)
 
@@ -46,19 +46,18 @@ def make_prompts(
         masks: The teacher's instances.
         kind: What SAM is asked.
         num_points: K of ``points``; nothing else reads it.
-        sampling: Distribution of the clicks of ``points`` and ``point``.
+        sampling: Distribution of the clicks of ``points``.
         rng: Where clicks come from; a box or a mask draws nothing.
 
     Returns:
         At most one prompt per instance, in their order; instances without a pixel to point at get none.
     """
-    if kind in ("points", "point"):
-        count = num_points if kind == "points" else 1
+    if kind == "points":
         rows, columns = masks.window
         corner = np.array([columns.start, rows.start], dtype=np.float32)
         visible, shown = masks.visible[rows, columns], masks.probabilities[:, rows, columns]
         drawn = [
-            corner + sample_points(probability, visible, num_points=count, rule=sampling, rng=rng)
+            corner + sample_points(probability, visible, num_points=num_points, rule=sampling, rng=rng)
             for probability in shown
         ]
         return [Prompt(index, xy, _labels(_CLICK, len(xy))) for index, xy in enumerate(drawn) if len(xy)]

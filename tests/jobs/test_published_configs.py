@@ -459,7 +459,7 @@ def test_a_step_distils_64_points_of_either_kind_and_the_store_has_enough(family
         for step in inner(read_training_config(CONFIGS / f"teacher/{family}_r50.py", []), "none").pipeline
         if "LoadSimilarityTargets" in str(step["type"])
     ]
-    assert (load["num_inside"], load["num_uniform"], load["in_view"]) == (64, 64, True)
+    assert (load["num_inside"], load["num_uniform"]) == (64, 64)
     path = CONFIGS / f"sam/{family}.py"
     stored = load_settings(load_config(path).to_dict(), where=path).similarity
     assert min(stored.num_inside, stored.num_uniform) >= {"cityscapes": 256, "coco": 128}[family]

@@ -60,14 +60,14 @@ def made(teacher, kind, num_points=3):
     return make_prompts(teacher, kind, num_points=num_points, sampling="sigmoid_in_mask", rng=rng)
 
 
-@pytest.mark.parametrize("kind", ["points", "point"])
-def test_clicks_lie_in_the_mask_wherever_the_view_begins(kind):
+@pytest.mark.parametrize("num_points", [1, 9])
+def test_clicks_lie_in_the_mask_wherever_the_view_begins(num_points):
     visible = np.zeros(SIZE_HW, dtype=bool)
     visible[4:15, 9:23] = True
     mask = np.zeros(SIZE_HW, dtype=bool)
     mask[6:9, 17:20] = True
-    (prompt,) = made(teacher_of([mask], visible), kind, num_points=9)
-    assert len(prompt.points_xy) == (9 if kind == "points" else 1)
+    (prompt,) = made(teacher_of([mask], visible), "points", num_points=num_points)
+    assert len(prompt.points_xy) == num_points
     for x, y in prompt.points_xy:
         assert mask[int(y), int(x)]
         assert (x % 1, y % 1) == (0.5, 0.5)
@@ -125,18 +125,6 @@ class TestEveryPrompt:
         batched = refine(teacher, image, sam, prompt=kind, prompts_per_batch=2)
         assert [len(last) for _, last in sam.asked] == [2, 2, 1]
         np.testing.assert_array_equal(batched.masks, refine(teacher, image, prompt=kind).masks)
-
-
-def test_one_point_is_one_point_whatever_k_is():
-    _, _, parts = two_objects()
-    teacher = teacher_of(parts)
-    single, same = made(teacher, "point", num_points=7), made(teacher, "points", num_points=1)
-    for prompt, other, part in zip(single, same, parts, strict=True):
-        assert prompt.points_xy.shape == (1, 2)
-        np.testing.assert_array_equal(prompt.points_xy, other.points_xy)
-        (x, y), (label,) = prompt.points_xy[0], prompt.labels
-        assert part[int(y), int(x)]
-        assert label == 1
 
 
 def test_a_box_lies_on_the_outer_edges_of_the_mask():
@@ -219,7 +207,7 @@ def test_a_mask_gets_one_answer_and_its_own_predicted_iou():
 
 def test_an_unknown_prompt_is_refused_also_before_there_is_a_sam():
     for refuse in (partial(build_refiner, sam=FakeSam()), refuse_unknown_settings):
-        with pytest.raises(ConfigError, match=r"prompt[\s\S]*points \| point \| box \| mask[\s\S]*boxes"):
+        with pytest.raises(ConfigError, match=r"prompt[\s\S]*points \| box \| mask[\s\S]*boxes"):
             refuse("points", prompt="boxes")
 
 

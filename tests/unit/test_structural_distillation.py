@@ -113,6 +113,20 @@ def test_masked_cells_do_not_count_and_an_unseen_image_keeps_the_graph():
     assert rows.grad is not None
 
 
+def test_every_view_weighs_the_same_whatever_it_shows_of_its_image():
+    """A mean over all pairs of the batch would be (16 * 0.02 + 0.18) / 17 = 0.029."""
+    whole, crop, hidden = torch.zeros(4, 4), torch.zeros(1, 4), torch.zeros(2, 4)
+    seen = torch.zeros(1, 4, dtype=torch.bool)
+    seen[0, 0] = True
+    masks = [torch.ones(4, 4, dtype=torch.bool), seen, torch.zeros(2, 4, dtype=torch.bool)]
+    loss = structural_loss([whole, crop, hidden], [whole + 0.2, crop + 0.6, hidden + 5], masks)
+    assert float(loss) == pytest.approx((0.02 + 0.18) / 2)
+    none_drawn = torch.zeros(0, 4)
+    assert float(structural_loss([whole, none_drawn], [whole + 0.2, none_drawn], [masks[0], none_drawn.bool()])) == (
+        pytest.approx(0.02)
+    )
+
+
 def test_gradient_reaches_the_features():
     features = torch.randn(4, 24, 32, requires_grad=True, generator=torch.Generator().manual_seed(1))
     view = View(torch.eye(3), CANONICAL_HW, CANONICAL_HW, CANONICAL_HW)

@@ -164,43 +164,35 @@ def _right_half():
     return results, np.column_stack([columns, np.linspace(1, 39, 16)]).astype(np.float32)
 
 
-def test_points_that_the_view_shows_come_first():
+def test_only_points_that_the_view_shows_are_drawn():
     kinds = [INSIDE_GROUND_TRUTH] * 8 + [UNIFORM] * 8
     for seed in range(5):
         results, points_xy = _right_half()
         rows = rows_drawn_from(kinds, points_xy, results, seed, num_inside=4, num_uniform=3)
+        assert len(set(rows.tolist())) == 7
         assert (rows % 2 == 1).all()
         assert (rows[:4] < 8).all()
         assert (rows[4:] >= 8).all()
 
 
-def test_shown_points_of_either_kind_come_before_others_and_the_number_stays():
+def test_a_kind_makes_up_for_the_other_and_no_point_for_one_that_is_not_shown():
+    kinds = [INSIDE_GROUND_TRUTH] * 8 + [UNIFORM] * 8  # four of each are shown
+    for num_inside, num_uniform, inside, uniform in ((1, 6, 3, 4), (6, 1, 4, 3), (4, 6, 4, 4), (8, 8, 4, 4)):
+        results, points_xy = _right_half()
+        rows = rows_drawn_from(kinds, points_xy, results, num_inside=num_inside, num_uniform=num_uniform)
+        assert ((rows < 8).sum(), (rows >= 8).sum()) == (inside, uniform)
+        assert len(set(rows.tolist())) == inside + uniform
+        assert (rows % 2 == 1).all()
+
+
+def test_a_view_that_shows_no_point_carries_none():
     kinds = [INSIDE_GROUND_TRUTH] * 8 + [UNIFORM] * 8
     results, points_xy = _right_half()
-    rows = rows_drawn_from(kinds, points_xy, results, num_inside=1, num_uniform=7).tolist()
-    # One inside as asked, the four uniform ones that are shown, the three other shown ones, and none twice.
-    assert sorted(rows) == [1, 3, 5, 7, 9, 11, 13, 15]
-    results, points_xy = _right_half()
-    rows = rows_drawn_from(kinds, points_xy, results, num_inside=4, num_uniform=6).tolist()
-    assert len(set(rows)) == 10
-    assert all(row % 2 for row in rows[:8])
-
-
-def test_points_are_drawn_from_all_alike_where_that_is_wanted():
-    kinds = [INSIDE_GROUND_TRUTH] * 8 + [UNIFORM] * 8
-    results, points_xy = _right_half()
-    rows = rows_drawn_from(kinds, points_xy, results, num_inside=4, num_uniform=3, in_view=False)
-    assert {row % 2 for row in rows.tolist()} == {0, 1}
-
-
-def test_a_view_of_the_whole_image_draws_as_if_it_did_not_look():
-    kinds = [INSIDE_GROUND_TRUTH] * 8 + [UNIFORM] * 8
-    _, points_xy = _right_half()
-    ways = [
-        rows_drawn_from(kinds, points_xy, seed=3, num_inside=4, num_uniform=3, in_view=in_view).tolist()
-        for in_view in (True, False)
-    ]
-    assert ways[0] == ways[1]
+    points_xy[:, 0] = 2.0  # on the left
+    assert rows_drawn_from(kinds, points_xy, results, num_inside=4, num_uniform=3).shape == (0,)
+    sample = PackSample().transform(results)["data_samples"]
+    assert sample.sam_targets.rows.shape == (0, *LAYOUT.grid_hw)
+    assert sample.sam_targets.cells.shape == (0,)
 
 
 def test_uniform_points_stand_in_where_the_ground_truth_has_too_few():

@@ -3,7 +3,7 @@
 Claim (paper): several points keep SAM from answering with a part of the object; this row is what they are compared
 with. Cost: about 6 minutes of one core, as student/scenes_points.
 
-    s4m-pipeline train-student configs/ablation/prompt_point.py
+    s4m-pipeline train-student configs/ablation/prompt_points_1.py
 """
 
 from mmengine.config import read_base
@@ -11,4 +11,4 @@ from mmengine.config import read_base
 with read_base():
     from ..student.scenes_points import *
 
-model.refiner.update(prompt="point")
+model.refiner.update(num_points=1)
