@@ -295,9 +295,3 @@ def quality_table(results: Mapping[str, Any]) -> str:
         number = quality["num_pseudo_labels"] / results["size"]["num_labelled"]
         lines.append(f"| {row['label']} | {number:.1f} | {' | '.join(figures)} |")
     return "\n".join(lines)
-
-
-def read_results(path: Path) -> dict[str, Any]:
-    """A results.json that was written by the demo."""
-    results: dict[str, Any] = json.loads(path.read_text())
-    return results

@@ -1,8 +1,7 @@
 """Mask2Former R50, written out in full: the network of the S4M paper (100 queries, 9 decoder layers, 256 channels).
 
 ``num_classes`` is the data set's (``--cfg-options num_classes=N``); batch norm is frozen as in the COCO runs
-(Cityscapes trains SyncBN: ``--cfg-options model.backbone.norm_cfg.type=SyncBN --cfg-options
-model.backbone.norm_cfg.requires_grad=True --cfg-options model.backbone.norm_eval=False``).
+(Cityscapes' configs train SyncBN).
 """
 
 from mmdet.models.backbones.resnet import ResNet

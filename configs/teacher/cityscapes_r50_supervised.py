@@ -36,9 +36,6 @@ init_checkpoint = None
 teacher_checkpoint = None
 num_classes = 8
 
-model.panoptic_head.num_things_classes = num_classes
-model.panoptic_head.loss_cls.class_weight = [1.0] * num_classes + [0.1]
-model.panoptic_fusion_head.num_things_classes = num_classes
 # Unlike on COCO, batch norm is trained, over all workers.
 model.backbone.norm_cfg = dict(type="SyncBN", requires_grad=True)
 model.backbone.norm_eval = False

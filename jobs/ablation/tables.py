@@ -185,8 +185,8 @@ _S4M = (
             for name, label, options in (
                 ("keep", "as the configs have it: the teacher stays", ()),
                 ("copy", "the teacher becomes the student", ("at_burn_in_end=copy",)),
-                ("gate", "SAM's answer only if IoU with the mask > 0.5", ("model.refiner.min_iou_with_teacher=0.5",)),
-                ("sure", "only if SAM predicts an IoU > 0.7", ("model.refiner.min_predicted_iou=0.7",)),
+                ("gate", "SAM's answer only if IoU with the mask ≥ 0.5", ("model.refiner.min_iou_with_teacher=0.5",)),
+                ("sure", "only if SAM predicts an IoU ≥ 0.7", ("model.refiner.min_predicted_iou=0.7",)),
                 ("softmax", "points by a softmax over the map", ("model.refiner.sampling=softmax",)),
                 ("repeats", "second masks of one object are kept", ("model.pseudo_labels.nms_iou_threshold=None",)),
                 ("no_arp", "without ARP", (_NO_ARP,)),

@@ -6,7 +6,7 @@ augmentation, whatever the number of workers and wherever the run was interrupte
 
 import logging
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -351,6 +351,3 @@ def seeded(key: Sequence[int]) -> Iterator[None]:
     finally:
         np.random.set_state(before_numpy)
         random.setstate(before_python)
-
-
-Transform = Callable[[Record], Record | None]

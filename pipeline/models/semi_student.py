@@ -30,6 +30,7 @@ from pipeline.models.pseudo_labels import (
 from pipeline.models.student_settings import StudentSettings
 from pipeline.refine.build import build_refiner, refuse_wrong_precision
 from pipeline.refine.embedding_cache import EmbeddingCache
+from pipeline.refine.interface import Refined, TeacherMasks, teacher_outcomes
 from pipeline.sam.sam2_backend import build_backend
 from pipeline.stores.proposal_store import ProposalStore
 
@@ -136,8 +137,7 @@ class SemiStudent(SemiBaseDetector):
             labels.append(to_view(refined, masks.labels, view, min_pixels=self.settings.min_pixels))
             if self.settings.watch_quality and "hidden_truth" in sample:
                 # As many pixels as of the refined: leaving small ones out would look like an improvement.
-                unrefined = _unrefined(masks, refined)
-                teacher = to_view(unrefined, masks.labels, view, min_pixels=self.settings.min_pixels)
+                teacher = to_view(_unrefined(masks), masks.labels, view, min_pixels=self.settings.min_pixels)
                 before += _quality(teacher, sample)
                 after += _quality(labels[-1], sample)
         log = {f"refiner/{name}": float(outcomes[name]) for name in ("matched", "kept", "empty")}
@@ -233,8 +233,9 @@ def _with_targets(sample: DetDataSample, mixed: Sample, device: torch.device) ->
     return target
 
 
-def _unrefined(masks: Any, refined: Any) -> Any:
-    return type(refined)(masks.masks, [None] * len(masks), refined.outcomes)
+def _unrefined(masks: TeacherMasks) -> Refined:
+    """The teacher's masks as they are, in the form that a refiner gives."""
+    return Refined(masks.masks, weights=[None] * len(masks), outcomes=teacher_outcomes(masks.masks))
 
 
 def _quality(labels: ViewLabels, sample: DetDataSample) -> PseudoLabelQuality:

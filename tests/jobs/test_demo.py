@@ -1,11 +1,12 @@
 """The demo's table says what was measured, and README shows the committed one."""
 
+import json
 from pathlib import Path
 
 import pytest
 
 from jobs.config_files import load_config
-from jobs.demo import FULL, LONG, ROWS, TINY, _command, _sam_options, markdown_table, quality_table, read_results
+from jobs.demo import FULL, LONG, ROWS, TINY, _command, _sam_options, markdown_table, quality_table
 from jobs.training.runs import read_training_config
 from pipeline.scenes.dataset import SceneFiles
 
@@ -61,7 +62,7 @@ def test_table_has_a_line_for_each_row_in_percent():
 
 @pytest.mark.parametrize("name", ["demo", "nuclei"])
 def test_readme_shows_the_committed_results(name):
-    results = read_results(ROOT / f"docs/results/{name}.json")
+    results = json.loads((ROOT / f"docs/results/{name}.json").read_text())
     assert markdown_table(results) in (ROOT / "README.md").read_text()
 
 
@@ -77,4 +78,4 @@ def test_quality_table_has_the_teacher_first_and_a_dash_where_nothing_matched():
 
 
 def test_readme_shows_the_committed_quality_of_pseudo_labels():
-    assert quality_table(read_results(ROOT / "docs/results/demo.json")) in (ROOT / "README.md").read_text()
+    assert quality_table(json.loads((ROOT / "docs/results/demo.json").read_text())) in (ROOT / "README.md").read_text()

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from data_schemas.expressions import EXPRESSION_SCHEMA, Expression
-from data_schemas.images import IMAGE_SCHEMA, ImageRow
 from pipeline.scenes.cache import draw_by_index
 from pipeline.scenes.expressions import SceneObject, candidates, describe, scene_objects
 from pipeline.scenes.render import COLOURS, SceneStyle
@@ -197,12 +196,3 @@ def test_bad_expression_record(change):
     row = {**Expression(4, 9, 2, 7, "the red star", "train").as_dict(), **change}
     with pytest.raises(ValueError, match="expression"):
         Expression.from_dict(row)
-
-
-def test_image_record():
-    row = ImageRow(1, "a.png", 4, 5, "labelled")
-    assert list(vars(row)) == IMAGE_SCHEMA.names
-    with pytest.raises(ValueError, match="size"):
-        ImageRow(1, "a.png", 0, 5, "labelled")
-    with pytest.raises(ValueError, match="split"):
-        ImageRow(1, "a.png", 4, 5, "labeled")

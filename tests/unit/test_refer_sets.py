@@ -130,8 +130,6 @@ def test_objects_of_a_split_in_file_order(tmp_path):
     assert found.num_sentences == 7
     assert [thing.ref_id for thing in found.of_images([11]).objects] == [2, 3]
     assert [image.image_id for image in found.referred_images.images] == [11, 12]
-    everything = load(write_refs(tmp_path, REFS), split="all")
-    assert [thing.ref_id for thing in everything.of_split("testA").objects] == [6, 7]
 
 
 def test_split_names(tmp_path):

@@ -23,7 +23,6 @@ from pipeline.data.referring.expression_files import (
     LeftOut,
     ReferredObject,
     Sentence,
-    in_split,
     read_objects,
 )
 from pipeline.errors import AnnotationError, ConfigError, InputError
@@ -63,10 +62,6 @@ class ReferSet:
     @cached_property
     def _codes(self) -> dict[int, rle.Rle]:
         return {entry.annotation_id: entry.rle for entries in self.coco.annotations.values() for entry in entries}
-
-    def of_split(self, split: str) -> "ReferSet":
-        """Objects of one split, as the file names them (``testA`` and the like as in :func:`read_objects`)."""
-        return self._with(thing for thing in self.objects if in_split(thing.split, split))
 
     def of_images(self, image_ids: Collection[int]) -> "ReferSet":
         """Objects in these images."""
