@@ -20,8 +20,7 @@ from jobs.cluster.ray_runner import LOCAL, WorkerSettings
 from jobs.cluster.side_by_side import PROGRAM
 from jobs.cluster.task_pool import NOT_RUN, Ended, Task, describe, run_tasks, run_tasks_on_ray
 from jobs.demo import MAX_AT_ONCE
-from jobs.progress import Progress
-from jobs.training.runs import say
+from jobs.progress import Progress, say
 from pipeline.data.splits import labelled_count
 from pipeline.errors import ConfigError, InputError
 
@@ -205,6 +204,9 @@ def _report(
     path = write_table(study, rows, missing)
     say(f"\n{markdown_table({'rows': rows})}\n")
     say(f"results: {path}; cells: {study.cell_file(jobs[0].cell, 1).parent}; logs: {study.work_dir / 'logs'}")
+    sources = {source for row in rows for source in row["sources"]}
+    if len(sources) > 1:
+        say(f"the rows were trained with {len(sources)} versions of this project ({', '.join(sorted(sources))})")
     if missing:
         say(f"{len(missing)} of {len(jobs)} cells are missing: {'; '.join(missing)}")
         say("the same command runs what is missing, and goes on with what was begun")

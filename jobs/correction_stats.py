@@ -12,7 +12,7 @@ from jobs.config_files import parse_options
 from jobs.evaluate import shown
 from jobs.labels.teacher_masks import TaughtImage, instances, referred
 from jobs.progress import Progress
-from jobs.training.runs import provenance
+from jobs.provenance import provenance
 from pipeline.data.coco import load_coco, write_json
 from pipeline.data.referring.sets import load_refer_set
 from pipeline.errors import ConfigError, InputError

@@ -17,8 +17,9 @@ from jobs import precompute_sam, pseudo_label
 from jobs.cluster.side_by_side import Command, run_side_by_side
 from jobs.demo_pictures import draw_refinement
 from jobs.labels.summary import SUMMARY
-from jobs.progress import Progress
-from jobs.training import runs as training
+from jobs.progress import Progress, say
+from jobs.provenance import provenance
+from jobs.training.run_directory import is_interrupted, last_checkpoint, read_done
 from pipeline.data.coco import load_coco, write_json
 from pipeline.data.splits import draw_split, load_split, save_split
 from pipeline.errors import CheckpointError, InputError
@@ -128,19 +129,19 @@ def run(
     runs = work_dir / size.folder
     rows = [row for row in ROWS if all_rows or not row.is_extra]
     total = 5
-    training.say(f"[1/{total}] scenes: {size.num_train} to train on, {size.num_val} to evaluate on")
+    say(f"[1/{total}] scenes: {size.num_train} to train on, {size.num_val} to evaluate on")
     scenes = _write_data(work_dir, size)
-    training.say(f"[2/{total}] precompute-sam: similarity targets and proposal library")
+    say(f"[2/{total}] precompute-sam: similarity targets and proposal library")
     precompute_sam.run(CONFIGS / "sam/scenes.py", cfg_options=_sam_options(work_dir, scenes))
     at_once = min(os.cpu_count() or 1, MAX_AT_ONCE)
-    training.say(f"[3/{total}] train-teacher, train-student: {len(rows)} runs, {at_once} at a time, one thread each")
+    say(f"[3/{total}] train-teacher, train-student: {len(rows)} runs, {at_once} at a time, one thread each")
     run_side_by_side([_command(row, size, work_dir, runs) for row in rows], at_once=at_once)
-    training.say(f"[4/{total}] pseudo-label: the structural teacher's masks, before and after each refiner")
+    say(f"[4/{total}] pseudo-label: the structural teacher's masks, before and after each refiner")
     labelled = {name: _label(name, size, work_dir, runs, scenes) for name in REFINERS}
-    training.say(f"[{total}/{total}] results")
+    say(f"[{total}/{total}] results")
     _draw(labelled, runs, scenes)
     _report([_outcome(row, size, runs) for row in rows], quality_rows(labelled), size, runs)
-    training.say(f"stores:  {work_dir / 'store'}; runs (TensorBoard): {runs}/*_*/")
+    say(f"stores:  {work_dir / 'store'}; runs (TensorBoard): {runs}/*_*/")
 
 
 def _remove(work_dir: Path) -> None:
@@ -198,7 +199,7 @@ def _command(row: Row, size: Size, work_dir: Path, runs: Path) -> Command:
     if row.teacher:
         options += [f"teacher_checkpoint={runs / row.teacher}", f"burn_in={size.burn_in}"]
     words = [f"train-{row.stage}", str(CONFIGS / f"{row.config}.py"), "--work-dir", str(folder)]
-    words += ["--resume"] if training.is_interrupted(folder) else []
+    words += ["--resume"] if is_interrupted(folder) else []
     words += [word for option in options for word in ("--cfg-options", option)]
     return Command(row.name, tuple(words), (row.teacher,) if row.teacher else ())
 
@@ -209,12 +210,12 @@ def _steps(row: Row, size: Size) -> int:
 
 def _outcome(row: Row, size: Size, runs: Path) -> Outcome:
     """What a finished row gave."""
-    return Outcome(row.name, row.label, _steps(row, size), training.read_done(runs / row.name)["validation"])
+    return Outcome(row.name, row.label, _steps(row, size), read_done(runs / row.name)["validation"])
 
 
 def _checkpoint_of(folder: Path) -> Path:
     """The last checkpoint of a finished run."""
-    found = training.last_checkpoint(folder)
+    found = last_checkpoint(folder)
     if found is None:
         raise CheckpointError("a finished run has no checkpoint", where=folder, fix=f"delete {folder} and run again")
     return found
@@ -261,16 +262,16 @@ def _report(outcomes: Sequence[Outcome], quality: Sequence[Mapping[str, Any]], s
     """Write results.json and results.md, print the tables and where everything is."""
     results = {
         "size": asdict(size),
-        "machine": {**training.provenance(), "processor": platform.processor() or platform.machine()},
+        "machine": {**provenance(), "processor": platform.processor() or platform.machine()},
         "rows": [asdict(outcome) for outcome in outcomes],
         "pseudo_labels": quality,
     }
     write_json(results, runs / RESULTS)
     tables = f"{markdown_table(results)}\n\n{quality_table(results)}"
     (runs / TABLE).write_text(tables + "\n")
-    training.say(f"\n{tables}\n")
-    training.say(f"results: {runs / RESULTS}, {runs / TABLE}")
-    training.say(f"picture: {runs / PICTURE}")
+    say(f"\n{tables}\n")
+    say(f"results: {runs / RESULTS}, {runs / TABLE}")
+    say(f"picture: {runs / PICTURE}")
 
 
 def markdown_table(results: Mapping[str, Any]) -> str:

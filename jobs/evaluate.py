@@ -26,8 +26,8 @@ from jobs.networks import (
     validated,
 )
 from jobs.progress import Progress
+from jobs.provenance import provenance
 from jobs.refer_networks import is_referring
-from jobs.training.runs import provenance
 from pipeline.data.coco import BrokenImage, CocoSet, load_coco, subset, without_images, write_json
 from pipeline.data.splits import load_split
 from pipeline.errors import ConfigError, ImageError, InputError, TooManyQuarantinedError

@@ -14,7 +14,7 @@ from jobs.labels.answers import read_answers
 from jobs.networks import Which, file_sha256, load_network, plain, transforms_digest
 from jobs.progress import Progress
 from jobs.refer_networks import answer
-from jobs.training.runs import refuse_run_directory
+from jobs.training.starting_weights import refuse_run_directory
 from pipeline.errors import ConfigError, InputError
 from pipeline.masks import rle
 from pipeline.models.weights import EMBEDDED

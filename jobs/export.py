@@ -7,8 +7,8 @@ from typing import Any
 
 from jobs.networks import Which, class_names, file_sha256, load_network, open_config
 from jobs.plain_config import plain_config
+from jobs.progress import say
 from jobs.refer_networks import is_referring
-from jobs.training.runs import say
 from pipeline.errors import CheckpointError, ConfigError, InputError, PipelineError
 from pipeline.full_disk import told_if_full
 

@@ -23,7 +23,10 @@ from numpy.typing import NDArray
 from data_schemas.manifest import digest
 from jobs.config_files import load_config, parse_options
 from jobs.settings import hydrate
-from jobs.training.runs import STUDENT_PARTS, expand, quieten, refuse_missing_device, refuse_run_directory
+from jobs.training.devices import refuse_missing_device
+from jobs.training.placeholders import expand
+from jobs.training.runs import STUDENT_PARTS, quieten
+from jobs.training.starting_weights import refuse_run_directory
 from pipeline.data.transforms import PackSample
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.models import weights

@@ -42,9 +42,10 @@ from jobs.networks import (
 )
 from jobs.precompute.stages import ShardJob, ShardReport
 from jobs.progress import Progress
+from jobs.provenance import provenance
 from jobs.refer_networks import is_referring
 from jobs.store_checks import image_keys, refuse_other_images
-from jobs.training.runs import provenance, refuse_missing_device
+from jobs.training.devices import refuse_missing_device
 from pipeline.data.coco import check_image_files, make_coco
 from pipeline.data.referring.dataset import ReferDataset
 from pipeline.errors import TooManyQuarantinedError

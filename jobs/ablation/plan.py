@@ -17,7 +17,8 @@ from jobs.demo import FULL, LONG, TINY, Size
 from jobs.labels.settings import KEYS
 from jobs.networks import open_config
 from jobs.training.checks import KNOWN_KEYS
-from jobs.training.runs import DONE, has_teacher
+from jobs.training.run_directory import DONE
+from jobs.training.runs import has_teacher
 from pipeline.errors import ConfigError
 
 CONFIGS = Path(__file__).parents[2] / "configs"

@@ -11,7 +11,8 @@ from jobs.ablation.plan import Job, Step, Study
 from jobs.ablation.tables import TITLES, Cell, Table
 from jobs.cluster.task_pool import seconds_of
 from jobs.labels.summary import SUMMARY
-from jobs.training.runs import provenance, read_done
+from jobs.provenance import provenance
+from jobs.training.run_directory import PROVENANCE, read_done
 from pipeline.data.coco import write_json
 from pipeline.errors import InputError
 
@@ -44,6 +45,7 @@ def write_cell(job: Job, study: Study) -> dict[str, Any]:
     """Write what a finished cell gave, complete or not at all.
 
     ``wall_seconds`` are those of each task, over its attempts; a task that cells share counts in each of them.
+    ``sources`` are the versions of this project that its trainings were begun with (``provenance``).
     """
     content = {
         "table": study.table.name,
@@ -54,6 +56,7 @@ def write_cell(job: Job, study: Study) -> dict[str, Any]:
         "digest": job.digest,
         "tasks": {step.stage: _about(step) for step in job.steps},
         "provenance": provenance(),
+        "sources": sorted({source for step in job.steps if (source := _source_of(step.folder))}),
         "wall_seconds": {step.stage: seconds_of(step.task.log) for step in job.steps},
         "metrics": metrics_of(job, study),
     }
@@ -66,6 +69,14 @@ def _about(step: Step) -> dict[str, Any]:
         word for word, before in zip(step.task.words[1:], step.task.words, strict=False) if before == "--cfg-options"
     ]
     return {"config": step.part.config, "config_digest": step.digest, "options": options, "run": step.folder.name}
+
+
+def _source_of(run: Path) -> str | None:
+    try:
+        source: str | None = json.loads((run / PROVENANCE).read_bytes()).get("source")
+    except (OSError, ValueError, AttributeError):
+        return None
+    return source
 
 
 def metrics_of(job: Job, study: Study) -> dict[str, float | None]:
@@ -103,15 +114,18 @@ def rows_of(table: Table, found: Mapping[tuple[str, int], Mapping[str, Any]]) ->
         found: (cell's name, seed) -> what its file holds; cells may be missing.
 
     Returns:
-        ``cell``, ``label``, ``seeds`` (seed -> metrics), ``mean`` and ``std`` over them by figure, and ``gain``, mean
-        and deviation of the first figure's differences to the first row, each within a seed: seeds differ in their
-        labels more than rows do. Deviations are those of a sample (n - 1), None for one seed; figures that were not
+        ``cell``, ``label``, ``seeds`` (seed -> metrics), ``sources`` (versions of this project that its trainings were
+        begun with, where they are known), ``mean`` and ``std`` over seeds by figure, and ``gain``, mean and deviation
+        of the first figure's differences to the first row, each within a seed: seeds differ in their labels more than
+        rows do. Deviations are those of a sample (n - 1), None for one seed; figures that were not
         measured (None) do not count.
     """
-    rows = [
-        _row(table, cell, {s: c["metrics"] for (name, s), c in found.items() if name == cell.name})
-        for cell in table.cells
-    ]
+    rows = []
+    for cell in table.cells:
+        there = {seed: content for (name, seed), content in found.items() if name == cell.name}
+        sources = {source for content in there.values() for source in content.get("sources", ())}
+        row = _row(table, cell, {seed: content["metrics"] for seed, content in there.items()})
+        rows.append(row | {"sources": sorted(sources)})
     return [row | {"gain": _gain(row, rows[0], table.figures[0])} for row in rows]
 
 

@@ -18,7 +18,7 @@ import torch
 
 from jobs.bench import generators, matching, mutual_learning, ray_overhead, steps, stores, student_labels, targets
 from jobs.bench.cases import Case, Timing
-from jobs.training.runs import provenance
+from jobs.provenance import provenance
 from pipeline.errors import ConfigError, EnvironmentProblemError
 
 RESULTS = Path(__file__).parents[2] / "docs/results/bench.jsonl"

@@ -9,7 +9,9 @@ from mmengine.config import Config
 from mmengine.hooks import Hook
 
 from jobs.config_files import PlainConfig, load_config
-from jobs.training.runs import check, has_teacher, initialise, quieten, read_training_config, use_device
+from jobs.training.devices import use_device
+from jobs.training.runs import check, has_teacher, quieten, read_training_config
+from jobs.training.starting_weights import initialise
 from pipeline.images import read_image
 from pipeline.models.training_hooks import TrainingRunner
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from jobs.cluster.isolation import THREAD_VARIABLES
-from jobs.training.runs import say
+from jobs.progress import say
 from pipeline.errors import EnvironmentProblemError
 
 GRACE_SECONDS = 20.0

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from jobs.cluster.ray_runner import WorkerSettings, run_sharded
 from jobs.cluster.side_by_side import PROGRAM, piped, wait_or_kill
-from jobs.training.runs import is_interrupted
+from jobs.training.run_directory import is_interrupted
 from pipeline.data.coco import write_json
 
 NOT_RUN = 125

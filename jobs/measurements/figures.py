@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from jobs.measurements.figure_pages import Panel, Pixels, outlined, page, save
 from jobs.networks import build_transforms, filter_of, label, load_network, open_config, pack
-from jobs.training.runs import RESOLVED, last_checkpoint
+from jobs.training.run_directory import RESOLVED, last_checkpoint
 from pipeline.data.arp import ArpSettings, PasteMode, Sample, mix_pair
 from pipeline.data.instance_dataset import InstanceDataset
 from pipeline.data.photometric import strong_view

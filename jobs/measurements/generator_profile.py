@@ -20,7 +20,7 @@ from jobs.bench.generators import scene
 from jobs.bench.stock_generator import stage_times, stock_generator
 from jobs.config_files import load_config
 from jobs.measurements.stage_table import Clock, segment_in_stages
-from jobs.training.runs import provenance
+from jobs.provenance import provenance
 from pipeline.data.coco import load_images
 from pipeline.errors import InputError
 from pipeline.images import read_image

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from jobs.training.runs import provenance
+from jobs.provenance import provenance
 from pipeline.sam.generator_settings import GeneratorSettings
 from pipeline.sam.sam2_backend import build_backend
 from pipeline.sam.segment_everything import segment_everything

@@ -25,8 +25,10 @@ from mmengine.dataset import Compose
 from mmengine.registry import DATASETS, init_default_scope
 from torch import Tensor
 
+from jobs.provenance import provenance
 from jobs.training.distillation_checks import FROM_STORE
-from jobs.training.runs import check, initialise, provenance, read_training_config
+from jobs.training.runs import check, read_training_config
+from jobs.training.starting_weights import initialise
 from pipeline.data.coco import write_json
 from pipeline.data.instance_dataset import InstanceDataset, seeded
 from pipeline.data.transforms import LoadSimilarityTargets, PackSample

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from data_schemas.proposals import Proposal
 from jobs.bench.generators import lenient_settings, random_backend, scene
 from jobs.bench.stock_generator import our_codes, stock_codes, stock_generator, watched_scores
-from jobs.training.runs import provenance
+from jobs.provenance import provenance
 from pipeline.images import read_image
 from pipeline.masks import rle
 from pipeline.sam.crops import crops_of

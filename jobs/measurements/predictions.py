@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 
 from jobs.measurements.figure_pages import Panel, Pixels, outlined, page, save
 from jobs.networks import build_transforms, load_network, open_config, pack, validated
-from jobs.training.runs import RESOLVED, newest_of
+from jobs.training.run_directory import RESOLVED
+from jobs.training.starting_weights import newest_of
 from pipeline.data.instance_dataset import InstanceDataset
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.evaluation.pseudo_label_quality import quality_of_image

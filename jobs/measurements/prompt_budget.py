@@ -23,8 +23,8 @@ from numpy.typing import NDArray
 from jobs.bench.stock_generator import our_codes, synchronise
 from jobs.config_files import load_config
 from jobs.precompute_sam import load_inputs
+from jobs.provenance import provenance
 from jobs.settings import PrecomputeSettings, SamSettings, known_keys, load_settings
-from jobs.training.runs import provenance
 from pipeline.data.coco import CocoSet
 from pipeline.errors import ConfigError, InputError, PipelineError
 from pipeline.images import read_image, resolve_inside

@@ -27,8 +27,8 @@ from jobs.labels.settings import KEYS, refiner_of
 from jobs.labels.summary import as_results
 from jobs.networks import build_transforms, file_sha256, label, load_network, open_config, pack
 from jobs.progress import Progress
+from jobs.provenance import provenance
 from jobs.pseudo_label import Plan, make_plan
-from jobs.training.runs import provenance
 from pipeline.data.coco import write_json
 from pipeline.errors import InputError, PipelineError
 from pipeline.evaluation.pseudo_label_quality import pseudo_label_quality

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from jobs.config_files import load_config
-from jobs.training.runs import provenance
+from jobs.provenance import provenance
 from pipeline.data.coco import write_json
 from pipeline.evaluation.library_recall import LibraryRecall, library_recall
 from pipeline.masks import rle

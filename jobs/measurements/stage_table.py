@@ -27,9 +27,9 @@ from jobs.config_files import load_config
 from jobs.precompute.cost_model import TABLE, Row, StageSeconds, device_name, load_table, save_table
 from jobs.precompute.stages import build_sam
 from jobs.precompute_sam import load_inputs
+from jobs.provenance import provenance
 from jobs.settings import PrecomputeSettings, known_keys, load_settings
 from jobs.store_checks import image_keys
-from jobs.training.runs import provenance
 from pipeline.errors import PipelineError
 from pipeline.images import read_image, resolve_inside
 from pipeline.sam.crops import crops_of

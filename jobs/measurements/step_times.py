@@ -27,7 +27,8 @@ from torch import Tensor
 from jobs.bench.cases import quartiles
 from jobs.bench.stepping import Stepper, demo_config
 from jobs.bench.stock_generator import synchronise
-from jobs.training.runs import provenance, say
+from jobs.progress import say
+from jobs.provenance import provenance
 from pipeline.data import instance_dataset, transforms
 from pipeline.data.referring.sets import ReferSet
 from pipeline.errors import PipelineError

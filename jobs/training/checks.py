@@ -9,12 +9,12 @@ from typing import Any
 
 from data_schemas.manifest import StoreIdentity
 from jobs.config_files import as_text
+from jobs.progress import say
 from jobs.settings import hydrate, known_keys
 from jobs.store_checks import image_keys, refuse_other_images
 from jobs.training.distillation_checks import DRAWN, FROM_STORE, check_distillation
 from jobs.training.notes import targets_of_others
 from jobs.training.refer_checks import check_sentence_settings, check_sentences
-from jobs.training.runs import say
 from pipeline.data.arp import ArpSettings
 from pipeline.data.coco import CocoSet, load_coco
 from pipeline.data.referring.views import JitterSettings

@@ -5,20 +5,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from jobs.cluster.ray_runner import LOCAL, START
+from jobs.progress import say
 from jobs.training.notes import other_labels, teacher_that_never_moves
 from jobs.training.ray_workers import train_on_ray
-from jobs.training.runs import (
-    check,
-    finished_line,
-    has_teacher,
-    held,
-    prepare,
-    read_done,
-    read_training_config,
-    run_dir,
-    say,
-    train,
-)
+from jobs.training.run_directory import held, read_done, run_dir
+from jobs.training.runs import check, finished_line, has_teacher, prepare, read_training_config, train
 from pipeline.errors import ConfigError
 
 

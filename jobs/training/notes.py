@@ -8,7 +8,7 @@ import numpy as np
 
 from data_schemas.similarity import INSIDE_GROUND_TRUTH
 from jobs.config_files import load_config
-from jobs.training.runs import RESOLVED
+from jobs.training.run_directory import RESOLVED
 from pipeline.data.coco import CocoSet
 from pipeline.errors import PipelineError
 from pipeline.masks import rle

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from jobs.cluster.ray_runner import LOCAL, START, WorkerSettings, connected
-from jobs.training.runs import TrainingRun, say, train
+from jobs.progress import say
+from jobs.training.runs import TrainingRun, train
 from pipeline.errors import EnvironmentProblemError, PipelineError
 
 

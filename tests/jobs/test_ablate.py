@@ -14,7 +14,7 @@ import pytest
 from jobs import ablate
 from jobs.ablation import data
 from jobs.ablation.plan import BUDGETS, CONFIGS, Planner, Study, missing_configs
-from jobs.ablation.results import markdown_table, metrics_of, rows_of
+from jobs.ablation.results import _source_of, markdown_table, metrics_of, rows_of
 from jobs.ablation.tables import TABLES, TITLES, Cell, Part, Table, find_table
 from jobs.config_files import as_text, load_config
 from jobs.settings import known_keys, load_settings
@@ -306,6 +306,28 @@ def test_the_table_is_the_mean_and_the_sample_deviation_over_seeds():
         "| alone | 3 | 30.0 ± 26.5 | 25.0 ± 0.0 | - |  |",
         "| with labels | 1 | 50.0 | 25.0 | 75.0 | +40.0 |",
     ]
+
+
+def test_a_table_names_the_versions_of_the_project_that_trained_its_rows(tmp_path, monkeypatch, capsys):
+    one, two = ({"metrics": {"mask_AP": 0.1}, "sources": sources} for sources in (["a1"], ["b2", "a1"]))
+    old = {"metrics": {"mask_AP": 0.1}}  # of a cell from before sources were written down
+    rows = rows_of(TOY, {("I", 1): one, ("I", 2): two, ("II", 1): old})
+    assert [row["sources"] for row in rows] == [["a1", "b2"], []]
+    study = study_of(tmp_path)
+    jobs = Planner(study).jobs()
+    found = {(job.cell.name, job.seed): one for job in jobs}
+    study.work_dir.mkdir(exist_ok=True)
+    ablate._report(study, jobs, found, [])
+    assert "versions of this project" not in capsys.readouterr().out
+    ablate._report(study, jobs, {**found, (jobs[0].cell.name, jobs[0].seed): two}, [])
+    assert "the rows were trained with 2 versions of this project (a1, b2)" in capsys.readouterr().out
+
+
+def test_a_cell_knows_the_sources_of_its_trainings(tmp_path):
+    for name, content in (("new", '{"source": "a1"}'), ("old", "{}"), ("broken", "[")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "provenance.json").write_text(content)
+    assert [_source_of(tmp_path / name) for name in ("new", "old", "broken", "none")] == ["a1", None, None, None]
 
 
 def test_a_store_that_another_table_is_filling_is_waited_for(monkeypatch, capsys):

@@ -11,7 +11,7 @@ import pytest
 from mmengine.config import Config
 
 from jobs.config_files import PlainConfig, dotted_keys, load_config, parse_options, write_resolved
-from jobs.training.runs import expand
+from jobs.training.placeholders import expand
 from pipeline.data.coco import write_json
 from pipeline.errors import ConfigError, EnvironmentProblemError
 

@@ -11,7 +11,8 @@ from data_schemas.similarity import SimilarityLayout, SimilarityTargets
 from jobs.config_files import load_config
 from jobs.settings import PrecomputeSettings, SamSettings, SimilaritySettings, load_settings
 from jobs.training.checks import check_inputs, check_settings
-from jobs.training.runs import expand, read_training_config
+from jobs.training.placeholders import expand
+from jobs.training.runs import read_training_config
 from pipeline.data.coco import load_coco, subset
 from pipeline.data.splits import load_split
 from pipeline.errors import ConfigError, StoreMismatchError

@@ -9,7 +9,7 @@ from PIL import Image
 
 from jobs.measurements import predictions
 from jobs.measurements.predictions import Instances, Run, compare
-from jobs.training.runs import DONE, RESOLVED
+from jobs.training.run_directory import DONE, RESOLVED
 from pipeline.errors import CheckpointError, ConfigError
 
 

@@ -28,7 +28,8 @@ from jobs.settings import load_settings
 from jobs.store_checks import image_keys
 from jobs.training.checks import check_inputs, check_settings
 from jobs.training.launch import launch
-from jobs.training.runs import read_done, read_training_config
+from jobs.training.run_directory import read_done
+from jobs.training.runs import read_training_config
 from pipeline.data.coco import load_coco
 from pipeline.data.instance_dataset import seeded
 from pipeline.errors import AnnotationError, InputError

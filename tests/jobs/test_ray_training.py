@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from jobs import train_student, train_teacher
-from jobs.training import runs as training
 from jobs.training.ray_workers import _cause, followed, gpu_for_each
+from jobs.training.run_directory import read_done
 from pipeline.errors import CheckpointError, EnvironmentProblemError
 from pipeline.models.weights import read_checkpoint
 from tests.toy_scenes import small_scenes
@@ -123,7 +123,7 @@ def test_two_workers_train_one_student(scenes, tmp_path, capsys):
         *("1/3", "2/3", "3/3"),  # the teacher's, here
         *("1/3", "2/3", "3/3"),
     ]
-    done = training.read_done(folder)
+    done = read_done(folder)
     assert done["iterations"] == 3
     figures = {"mask_AP", "mask_AP50", "mask_AP75", "AR100"}
     assert set(done["validation"]) == {*figures, *(f"teacher_{name}" for name in figures)}

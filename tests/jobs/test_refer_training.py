@@ -9,7 +9,7 @@ import torch
 
 from jobs import train_student
 from jobs.measurements import step_times
-from jobs.training import runs as training
+from jobs.training.run_directory import read_done
 from pipeline.data.coco import load_coco, subset
 from pipeline.data.splits import load_split
 from pipeline.errors import InputError, StoreMismatchError
@@ -93,7 +93,7 @@ def test_an_interrupted_student_ends_as_an_uninterrupted_one(scenes, library, te
     expected = content(whole)
     same(content(resumed), expected)
     assert int(expected["state_dict"]["confidence.num_seen"]) > 4
-    assert training.read_done(resumed) == training.read_done(whole)
+    assert read_done(resumed) == read_done(whole)
 
 
 @pytest.mark.parametrize("gap", ["not planned", "not computed"])
@@ -127,8 +127,8 @@ def test_two_workers_train_one_student(scenes, library, teacher, tmp_path):
     options = student_options(scenes, library, teacher, "max_iters=3")
     student = Path(__file__).with_name("toy_refer_student.py")
     train_student.run(student, cfg_options=options, work_dir=folder, workers=2)
-    assert training.read_done(folder)["iterations"] == 3
-    assert {"oIoU", "mIoU"} <= set(training.read_done(folder)["validation"])
+    assert read_done(folder)["iterations"] == 3
+    assert {"oIoU", "mIoU"} <= set(read_done(folder)["validation"])
     ends = [(folder / f"rank_{rank}_of_2.txt").read_text() for rank in (0, 1)]
     assert ends[0] == ends[1]
     state = read_checkpoint(folder / "iter_3.pth")["state_dict"]

@@ -19,20 +19,12 @@ from mmengine.utils import get_object_from_string
 from jobs import train_student, train_teacher
 from jobs.config_files import load_config, write_resolved
 from jobs.networks import open_config
-from jobs.training import runs as training
+from jobs.training.devices import refuse_missing_device, use_device
 from jobs.training.launch import launch
-from jobs.training.runs import (
-    DONE,
-    PROVENANCE,
-    RESOLVED,
-    expand,
-    held,
-    last_checkpoint,
-    prepare,
-    refuse_missing_device,
-    teacher_start,
-    train,
-)
+from jobs.training.placeholders import expand
+from jobs.training.run_directory import DONE, PROVENANCE, RESOLVED, held, last_checkpoint, read_done
+from jobs.training.runs import prepare, read_training_config, train
+from jobs.training.starting_weights import initialise, teacher_start
 from pipeline.errors import CheckpointError, ConfigError, EnvironmentProblemError, InputError
 from pipeline.models.weights import read_checkpoint, read_weights
 from tests.toy_scenes import small_scenes
@@ -167,7 +159,7 @@ def test_an_interrupted_teacher_ends_as_an_uninterrupted_one(scenes, teacher_run
     same(content(resumed), expected)
     assert expected["iter"] == 4
     assert expected["optimizer"]["state"]
-    assert training.read_done(resumed) == training.read_done(teacher_run)
+    assert read_done(resumed) == read_done(teacher_run)
 
 
 def test_an_interrupted_student_ends_as_an_uninterrupted_one(scenes, teacher_run, student_run, tmp_path, monkeypatch):
@@ -192,10 +184,10 @@ def test_a_students_checkpoint_is_both_networks(student_run, teacher_run):
 def test_the_teacher_starts_from_its_own_run_and_the_student_from_its_own_start(scenes, teacher_run):
     """S4M: nothing of the first stage reaches the student but through pseudo-labels and the end of the burn-in."""
     options = small_student(scenes, teacher_run, init_checkpoint="scenes-base", init_skip=None)
-    config = training.read_training_config(STUDENT, options)
+    config = read_training_config(STUDENT, options)
     model = MODELS.build(config.model)
     before = {name: value.clone() for name, value in model.student.state_dict().items()}
-    training.initialise(model, config)
+    initialise(model, config)
     expected = content(teacher_run)["state_dict"]
     start = read_weights("scenes-base", prefix="student")
     assert all(torch.equal(value, expected[name]) for name, value in model.teacher.state_dict().items())
@@ -234,7 +226,7 @@ def test_a_teacher_of_another_share_of_labels_is_told_of(scenes, teacher_run, tm
 
 def test_a_run_leaves_its_figures_config_and_logs_in_its_own_folder(teacher_run, student_run):
     for folder in (teacher_run, student_run):
-        done = training.read_done(folder)
+        done = read_done(folder)
         assert done["iterations"] == 4
         figures = {"mask_AP", "mask_AP50", "mask_AP75", "AR100"}
         both = {*figures, *(f"teacher_{name}" for name in figures)}
@@ -416,7 +408,7 @@ def test_both_networks_are_validated_each_with_its_own_weights(scenes, teacher_r
         weights = [value for name, value in best.items() if name.startswith(f"{network}.")]
         assert seen[at] == pytest.approx(float(sum(value.double().abs().sum() for value in weights)), rel=1e-12)
     assert seen[2] != seen[3]
-    figures = training.read_done(folder)["validation"]
+    figures = read_done(folder)["validation"]
     assert (figures["mask_AP"], figures["weights"], figures["teacher_weights"]) == (2.0, seen[4], seen[5])
 
 
@@ -536,7 +528,7 @@ def test_a_run_killed_in_a_validation_makes_up_for_it(scenes, tmp_path, monkeypa
     assert done == validated
     best = max(scores, key=scores.get)
     assert [path.name for path in (tmp_path / "run").glob("best_*")] == [f"best_coco_mask_AP_iter_{best}.pth"]
-    assert training.read_done(tmp_path / "run")["validation"]["mask_AP"] == scores[4]
+    assert read_done(tmp_path / "run")["validation"]["mask_AP"] == scores[4]
 
 
 def test_an_unfinished_run_is_no_teacher_unless_its_file_is_named(scenes, tmp_path):
@@ -612,7 +604,7 @@ STARTED = (TEACHER, *(CONFIGS / f"teacher/refer_scenes_{name}.py" for name in ("
 def test_the_shipped_start_is_what_a_network_begins_with(config):
     config = open_config(config, [])
     model = MODELS.build(config.model)
-    training.initialise(model, config)
+    initialise(model, config)
     start, begun = read_weights(config.init_checkpoint), model.state_dict()
     assert len(start) > 100
     assert all(torch.equal(begun[name].float(), value.float()) for name, value in start.items())
@@ -659,9 +651,9 @@ def test_cpu_is_the_cpu_also_where_there_is_a_gpu(monkeypatch):
 
     monkeypatch.setattr(utils, "DEVICE", "cuda")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    training.use_device({"device": "cpu"})
+    use_device({"device": "cpu"})
     assert get_device() == "cpu"
-    training.use_device({"device": "auto"})
+    use_device({"device": "auto"})
     assert get_device() == "cuda"
 
 

@@ -14,7 +14,8 @@ from jobs.precompute_sam import precompute
 from jobs.settings import PrecomputeSettings, SamSettings, SimilaritySettings
 from jobs.training.checks import check_inputs, check_settings
 from jobs.training.launch import launch, refuse_many_workers
-from jobs.training.runs import held, read_training_config, run_dir
+from jobs.training.run_directory import held, run_dir
+from jobs.training.runs import read_training_config
 from pipeline.data.coco import load_coco, make_coco, subset
 from pipeline.data.splits import draw_split, load_split, save_split
 from pipeline.errors import ConfigError, InputError, StoreMismatchError

@@ -10,7 +10,8 @@ from jobs import precompute_sam
 from jobs.bench import steps as bench_steps
 from jobs.config_files import write_resolved
 from jobs.settings import load_settings
-from jobs.training.runs import DONE, RESOLVED, read_training_config
+from jobs.training.run_directory import DONE, RESOLVED
+from jobs.training.runs import read_training_config
 from pipeline.scenes.dataset import SceneFiles
 from tests.jobs.toy_networks import fresh_network
 from tests.toy_scenes import small_scenes
