@@ -286,7 +286,7 @@ def markdown_table(results: Mapping[str, Any]) -> str:
 def quality_table(results: Mapping[str, Any]) -> str:
     """Quality of the pseudo-labels as a Markdown table, in percent."""
     lines = [
-        "| pseudo-labels | an image | on an object | objects found | right class (CA) | mean IoU (SQ) |",
+        "| pseudo-labels | an image | precision | recall | right class (CA) | mean IoU (SQ) |",
         "|---|---|---|---|---|---|",
     ]
     for row in results["pseudo_labels"]:

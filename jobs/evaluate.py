@@ -313,7 +313,7 @@ def _table(report: Mapping[str, Any]) -> str:
         f"{'':{width}}  {'AP':>6}  {'AP50':>6}  {'AP75':>6}  {'AR100':>6}",
         f"{'mask':{width}}  " + "  ".join(shown(figures[name]) for name in ("ap", "ap50", "ap75", "ar100")),
         *(f"{name:{width}}  {shown(ap)}" for name, ap in figures["per_class"].items()),
-        f"{'':{width}}  {'CA':>6}  {'SQ':>6}  {'right':>6}  {'found':>6}",
+        f"{'':{width}}  {'CA':>6}  {'SQ':>6}  {'prec':>6}  {'recall':>6}",
         f"{'pseudo-labels':{width}}  "
         + "  ".join(
             shown(labels[name]) for name in ("class_accuracy", "segmentation_quality", "matched_share", "found_share")

@@ -42,7 +42,7 @@ labelled_stream = dict(
     dataset=dict(
         **train_images,
         part="labelled",
-        # Unlike S4M: a crop is drawn again until it shows an object of 16 pixels, and smaller rests are ground.
+        # Unlike S4M: a crop is drawn again until it shows an object of 16 pixels, and smaller rests are background.
         pipeline=[*geometry, dict(type=DropSmallInstances, min_pixels=16, keep_empty=False), dict(type=PackSample)],
     ),
 )

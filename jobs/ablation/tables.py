@@ -13,15 +13,15 @@ from pipeline.errors import InputError
 Paper = Literal["s4m", "semires"]
 AP = ("mask_AP", "mask_AP50", "mask_AP75")
 IOU = ("oIoU", "mIoU", "Pr@0.5")
-LABELS = ("class_accuracy", "segmentation_quality", "matched_share", "found_share")
+PSEUDO_LABEL_FIGURES = ("class_accuracy", "segmentation_quality", "matched_share", "found_share")
 TITLES = {
     "mask_AP": "mask AP",
     "mask_AP50": "AP50",
     "mask_AP75": "AP75",
     "class_accuracy": "right class (CA)",
     "segmentation_quality": "mean IoU (SQ)",
-    "matched_share": "on an object",
-    "found_share": "objects found",
+    "matched_share": "precision",
+    "found_share": "recall",
     "oIoU": "oIoU",
     "mIoU": "mIoU",
     "Pr@0.5": "Pr@0.5",
@@ -141,7 +141,7 @@ _S4M = (
             Cell("structural", "teacher + structural distillation", STRUCTURAL, labels=_NONE),
             Cell("structural_points", "teacher + structural distillation, + points", STRUCTURAL, labels=_POINTS),
         ),
-        figures=LABELS,
+        figures=PSEUDO_LABEL_FIGURES,
         headlines=("class_accuracy", "segmentation_quality"),
     ),
     Table(
@@ -159,7 +159,7 @@ _S4M = (
                 ("mask", "mask", "ablation/prompt_mask"),
             )
         ),
-        figures=("mask_AP", "mask_AP50", *LABELS),
+        figures=("mask_AP", "mask_AP50", *PSEUDO_LABEL_FIGURES),
         headlines=("mask_AP", "class_accuracy", "segmentation_quality"),
     ),
     Table(

@@ -124,7 +124,7 @@ def print_summary(folder: Path, *, already: bool, set_aside: Sequence[str]) -> N
     if summary["quality"] and "corrections" in summary["quality"]:
         _print_answers(summary["quality"])
     elif summary["quality"]:
-        print(f"  {'':6}  {'CA':>6}  {'SQ':>6}  {'right':>6}  {'found':>6}")
+        print(f"  {'':6}  {'CA':>6}  {'SQ':>6}  {'prec':>6}  {'recall':>6}")
         for name, quality in summary["quality"].items():
             keys = ("class_accuracy", "segmentation_quality", "matched_share", "found_share")
             print(f"  {name:6}  " + "  ".join(shown(quality[key]) for key in keys))

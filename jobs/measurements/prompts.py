@@ -214,7 +214,7 @@ def _row(ways: Sequence[Way], plan: Plan) -> dict[str, Any]:
 def as_table(found: Mapping[str, Any]) -> str:
     """The rows as a Markdown table, figures in percent."""
     lines = [
-        "| prompt | on an object | objects found | right class (CA) | mean IoU (SQ) | SAM's mask taken | ms an image |",
+        "| prompt | precision | recall | right class (CA) | mean IoU (SQ) | SAM's mask taken | ms an image |",
         "|---|---|---|---|---|---|---|",
     ]
     for row in found["rows"]:

@@ -23,7 +23,7 @@ META_KEYS = ("img_id", "img_path", "ori_shape", "img_shape", "homography_matrix"
 class DropSmallInstances(BaseTransform):
     """Take instances out that a crop left with few pixels, by default with none (S4M's code).
 
-    What is taken out is learnt as ground. A crop without an instance stays, and shows nothing but ground.
+    What is taken out is learnt as background. A crop without an instance stays, and shows nothing but background.
     """
 
     def __init__(self, min_pixels: int = 1, keep_empty: bool = True) -> None:

@@ -176,19 +176,19 @@ class BaseTrainer:
 
 
 def semantic_loss(logits: Tensor, owners: Tensor, classes: Tensor) -> Tensor:
-    """Class of every pixel, ground counted little: without it the class layer learns nothing for thousands of steps.
+    """Class of every pixel, the background weighted low: else the class layer learns nothing for thousands of steps.
 
     Args:
-        logits: [B, C + 1, h, w]; class C is the ground.
-        owners: [B, H, W], 0 is the ground, k the k-th instance.
+        logits: [B, C + 1, h, w]; class C is the background.
+        owners: [B, H, W], 0 is the background, k the k-th instance.
         classes: [B, M] class of instance k in column k - 1.
     """
-    ground = logits.shape[1] - 1
+    background = logits.shape[1] - 1
     small = F.interpolate(owners[:, None].float(), logits.shape[-2:], mode="nearest")[:, 0].long()
-    lookup = F.pad(classes, (1, 0), value=ground)  # [B, M + 1]
+    lookup = F.pad(classes, (1, 0), value=background)  # [B, M + 1]
     target = torch.gather(lookup, 1, small.flatten(1)).view_as(small)
-    weight = logits.new_ones(ground + 1)
-    weight[ground] = 0.1
+    weight = logits.new_ones(background + 1)
+    weight[background] = 0.1
     return F.cross_entropy(logits, target, weight=weight)
 
 

@@ -14,7 +14,7 @@ class StudentSettings:
     learn_empty_batches: bool = False
     """Also learn from a worker's unlabelled batch without a single pseudo-label (released S4M: yes).
 
-    Its only lesson is that everything is ground, which a teacher that is sure of nothing does not know.
+    Its only lesson is that everything is background, which a teacher that is confident of nothing does not know.
     """
     min_pixels: int = 16
     """Refined masks with fewer pixels in the view are dropped: no empty target at stride 4 is trained on."""

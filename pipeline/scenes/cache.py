@@ -25,7 +25,7 @@ class SceneArrays:
     images: NDArray[np.uint8]
     """[N, H, W, 3] RGB."""
     owners: NDArray[np.uint8]
-    """[N, H, W]: 0 is ground, k is the k-th visible instance of the scene."""
+    """[N, H, W]: 0 is background, k is the k-th visible instance of the scene."""
     labels: NDArray[np.int16]
     """[N, M]: class index of instance k in column k - 1, -1 where there is none."""
 

@@ -2,7 +2,7 @@
 
 What makes the scenes the papers' problem in small: same-class instances with similar colours that
 touch and overlap (a weak teacher merges them), parts with a texture of their own (a promptable
-segmenter cuts them out), shading, textured ground, unlabelled clutter, blur and noise.
+segmenter cuts them out), shading, textured background, unlabelled clutter, blur and noise.
 """
 
 import colorsys
@@ -46,7 +46,7 @@ class SceneStyle:
     part_probability: float = 0.4
     """Chance that an instance has a part with a texture of its own."""
     num_clutter: tuple[int, int] = (2, 10)
-    """Unlabelled strokes and specks on the ground."""
+    """Unlabelled strokes and specks on the background."""
     noise_sigma: tuple[float, float] = (2.0, 9.0)
     """Standard deviation of the pixel noise, in grey levels."""
 
@@ -171,20 +171,20 @@ def _draw_ground(rng: np.random.Generator, style: SceneStyle) -> NDArray[np.floa
     first = _rgb(hue, rng.uniform(0.05, 0.4), rng.uniform(0.25, 0.85))
     second = _rgb(hue + rng.uniform(-0.15, 0.15), rng.uniform(0.05, 0.4), rng.uniform(0.25, 0.85))
     blend = _cloud(rng, size, cells=int(rng.integers(2, 5)))
-    ground = first + (second - first) * blend[..., None]
-    ground = ground + rng.uniform(5, 28) * (_cloud(rng, size, cells=int(rng.integers(12, 40)))[..., None] - 0.5)
+    background = first + (second - first) * blend[..., None]
+    background = background + rng.uniform(5, 28) * (_cloud(rng, size, cells=int(rng.integers(12, 40)))[..., None] - 0.5)
     if rng.random() < 0.4:
-        ground = ground + rng.uniform(4, 16) * _stripes(rng, size)[..., None]
-    ground = np.ascontiguousarray(ground, np.float32)
+        background = background + rng.uniform(4, 16) * _stripes(rng, size)[..., None]
+    background = np.ascontiguousarray(background, np.float32)
     for _ in range(int(rng.integers(style.num_clutter[0], style.num_clutter[1] + 1))):
         colour = _rgb(rng.uniform(), rng.uniform(0.1, 0.7), rng.uniform(0.2, 0.95)).tolist()
         start = rng.uniform(0, size, 2).astype(int).tolist()
         if rng.random() < 0.6:
             end = (np.array(start) + rng.uniform(-0.4, 0.4, 2) * size).astype(int).tolist()
-            cv2.line(ground, start, end, colour, int(rng.integers(1, 3)), cv2.LINE_AA)
+            cv2.line(background, start, end, colour, int(rng.integers(1, 3)), cv2.LINE_AA)
         else:
-            cv2.circle(ground, start, int(rng.integers(1, max(3, size // 48))), colour, -1, cv2.LINE_AA)
-    return ground
+            cv2.circle(background, start, int(rng.integers(1, max(3, size // 48))), colour, -1, cv2.LINE_AA)
+    return background
 
 
 def _paint_instance(rng: np.random.Generator, image: NDArray[np.float32], instance: _Placed, style: SceneStyle) -> None:

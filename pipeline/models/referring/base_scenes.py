@@ -36,7 +36,7 @@ class ReferScenes:
     images: NDArray[np.uint8]
     """[N, H, W, 3] RGB."""
     owners: NDArray[np.uint8]
-    """[N, H, W]: 0 is ground, k is object k - 1 of the scene."""
+    """[N, H, W]: 0 is background, k is object k - 1 of the scene."""
     objects: list[list[SceneObject]]
 
 
@@ -50,7 +50,7 @@ class ReferBatch:
     masks: Tensor
     """[B, H, W] bool, the object meant, or the group."""
     owners: Tensor
-    """[B, H, W] int64: 0 is ground, k is object k - 1."""
+    """[B, H, W] int64: 0 is background, k is object k - 1."""
     families: Tensor
     """[B, M] int64, family of object k; 0 where there is none."""
     colours: Tensor

@@ -67,7 +67,7 @@ class NamingHead(nn.Module):
         self.family = nn.Conv2d(sum(widths), len(FAMILY_NAMES) + 1, 1)
 
     def forward(self, finer: Tensor, coarser: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits of colours and of families, the last channel is ground; both at the size of ``finer``."""
+        """Logits of colours and of families, the last channel is background; both at the size of ``finer``."""
         upsampled = functional.interpolate(coarser, size=finer.shape[2:], mode="bilinear", align_corners=False)
         maps = torch.cat([finer, upsampled], dim=1)
         return self.colour(maps), self.family(maps)
