@@ -20,7 +20,7 @@ from pipeline.full_disk import full_disk
 
 EXIT_CODES = (
     "Exit codes: 0 done; 1 unexpected error; 2 wrong usage; 3 bad input, configuration or store of another origin; "
-    "4 finished, with more bad images than allowed; 5 store damaged; 6 environment (no GPU, package, cluster or room); "
+    "4 more bad images than allowed; 5 store damaged; 6 environment (no GPU, package, cluster or room); "
     "130 interrupted; 143 terminated."
 )
 

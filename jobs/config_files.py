@@ -110,7 +110,11 @@ def _read(path: Path) -> Config:
     except Exception as error:  # a configuration is code: it may fail in any way
         reason = " ".join(str(error).split())[:400]
         raise ConfigError(
-            "a configuration cannot be read", where=path, got=f"{type(error).__name__}: {reason}"
+            "a configuration cannot be read",
+            where=path,
+            got=f"{type(error).__name__}: {reason}",
+            fix="correct the file; a copy of one of configs/ belongs beside it: the names of its bases (read_base) are "
+            "relative to that folder",
         ) from error
 
 

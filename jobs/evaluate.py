@@ -28,7 +28,15 @@ from jobs.networks import (
 from jobs.progress import Progress
 from jobs.provenance import provenance
 from jobs.refer_networks import is_referring
-from pipeline.data.coco import BrokenImage, CocoSet, load_coco, subset, without_images, write_json
+from pipeline.data.coco import (
+    BrokenImage,
+    CocoSet,
+    load_coco,
+    refuse_no_object,
+    subset,
+    without_images,
+    write_json,
+)
 from pipeline.data.splits import load_split
 from pipeline.errors import ConfigError, ImageError, InputError, TooManyQuarantinedError
 from pipeline.evaluation.coco_ap import MaskAp, mask_ap
@@ -96,7 +104,7 @@ def run(
     model = None if is_results else load_network(config, checkpoint, which=network)
     whole = whole_truth(config, names=class_names(model) if model else None)
     coco = whole if limit is None else subset(whole, sorted(whole.by_id)[:limit])
-    _refuse_nothing(coco, where=_settings(config)["annotations"])
+    refuse_no_object(coco, where=_settings(config)["annotations"])
     if model is not None and len(coco.categories) != num_classes(model):
         raise _other_classes(coco, num_classes(model), where=config_path)
     given = as_seen(checkpoint, whole, coco) if is_results else None
@@ -187,17 +195,6 @@ def _settings(config: Config) -> dict[str, Any]:
             fix="--cfg-options val_annotations=FILE --cfg-options val_images=FOLDER",
         )
     return {"annotations": annotations, "images": images, "names": evaluator.get("class_names")}
-
-
-def _refuse_nothing(coco: CocoSet, *, where: str) -> None:
-    if not any(not entry.iscrowd for entries in coco.annotations.values() for entry in entries):
-        raise InputError(
-            "nothing to measure on: the set has no object",
-            where=where,
-            expected="a COCO file with annotations",
-            got=f"{len(coco.images)} images without any",
-            fix="--cfg-options val_annotations=FILE --cfg-options val_images=FOLDER",
-        )
 
 
 def see(model: Any, config: Config, coco: CocoSet) -> Seen:

@@ -8,7 +8,7 @@ PipelineError                 exit 1   unexpected (the base; never raised itself
 │   └── ConfigError                    an unknown key, a wrong type, a value out of range
 ├── StoreMismatchError        exit 3   a store made with other images, SAM weights or settings
 ├── StoreDamagedError         exit 5   a file of a store is missing or fails its checksum
-├── TooManyQuarantinedError   exit 4   finished, with more bad images than allowed
+├── TooManyQuarantinedError   exit 4   more bad images than allowed
 └── EnvironmentProblemError   exit 6   no GPU, a missing package, no Ray cluster, no room
 
 A message says what is wrong, where, what was expected, what was found, and what to do next.

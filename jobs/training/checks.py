@@ -2,13 +2,13 @@
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 from data_schemas.manifest import StoreIdentity
-from jobs.config_files import as_text
+from jobs.config_files import as_text, load_config
 from jobs.progress import say
 from jobs.settings import hydrate, known_keys
 from jobs.store_checks import image_keys, refuse_other_images
@@ -16,7 +16,7 @@ from jobs.training.distillation_checks import DRAWN, FROM_STORE, check_distillat
 from jobs.training.notes import targets_of_others
 from jobs.training.refer_checks import check_sentence_settings, check_sentences
 from pipeline.data.arp import ArpSettings
-from pipeline.data.coco import CocoSet, load_coco
+from pipeline.data.coco import CocoSet, check_image_files, load_coco, refuse_no_object, subset
 from pipeline.data.referring.views import JitterSettings
 from pipeline.distill.live_sam import LiveSamSettings
 from pipeline.errors import ConfigError, StoreMismatchError
@@ -103,23 +103,25 @@ _COPIED = (
     *("detector", "segmentor", "data_preprocessor", "attention", "feed_forward"),
 )
 """Parts of configs that other parts are made of; mmengine copies, so that a change of the part comes too late."""
+_NUM_LOOKED_AT = 2_000
+"""Images of a set whose headers are read before a run: a few seconds, also on a slow disk."""
 _RUNNER_KEYS = ("default_scope", "log_level", "work_dir", "experiment_name")
 
 
-def refuse_dead_overrides(options: Mapping[str, Any], config: Any, *, where: str | Path) -> None:
+def refuse_dead_overrides(options: Mapping[str, Any], config: Any, *, file: Path) -> None:
     """A setting that the file itself computes with is used up when the file has been read.
 
     Args:
         options: Of the command line, by dotted key.
         config: As read, with its placeholders.
-        where: For the message.
+        file: It was read from.
 
     Raises:
         ConfigError: an override of a plain top-level setting that nothing looks at any more, or of a part that the
             file has copied to where it is read.
     """
     tree = dict(dict.items(config._cfg_dict))
-    text = as_text(config)
+    text, where = as_text(config), f"--cfg-options, {file}"
     for name in options:
         if "." in name and name.split(".")[0] in _COPIED:
             raise ConfigError(
@@ -131,6 +133,14 @@ def refuse_dead_overrides(options: Mapping[str, Any], config: Any, *, where: str
             )
         is_plain = isinstance(tree.get(name), str | int | float) and not isinstance(tree.get(name), bool)
         if is_plain and name not in _WORDS and f"{{{name}}}" not in text and name not in _RUNNER_KEYS:
+            if f"{{{name}}}" in as_text(load_config(file)):
+                raise ConfigError(
+                    f"`{name}` has no effect beside the other settings",
+                    where=where,
+                    got=f"{name}={options[name]}, which only a setting looks up that is given too",
+                    expected=f"{name} or the settings that name it",
+                    fix=f"leave {name} out",
+                )
             raise ConfigError(
                 f"`{name}` has no effect on the command line",
                 where=where,
@@ -188,6 +198,8 @@ def check_inputs(config: Any) -> None:
     sets = {str(each["part"]) if "part" in each else "all": each for each in _data_sets(config)}
     loaded = {part: _load(each) for part, each in sets.items()}
     part = "labelled" if "labelled" in sets else "all"
+    for coco in loaded.values():
+        _refuse_missing_images(coco, max_broken_share=float(config.get("max_broken_share", 0.01)))
     taught, settings = loaded.get(part), sets.get(part, {})
     if taught is not None and "expressions_file" not in settings:
         check_classes(config, taught, where=settings["annotation_file"])
@@ -211,11 +223,23 @@ def check_inputs(config: Any) -> None:
         _check_store(str(refiner["store"]), "proposals", refined or taught)
 
 
+def _refuse_missing_images(coco: CocoSet, *, max_broken_share: float) -> None:
+    """Look at the headers of a set's images, of a large set at some taken evenly, before a run comes upon them.
+
+    Raises:
+        TooManyQuarantinedError: more than the allowed share are missing, unreadable or of another size.
+    """
+    step = max(1, len(coco.images) // _NUM_LOOKED_AT)
+    some = subset(coco, [image.image_id for image in coco.images[::step]])
+    check_image_files(replace(some, broken=()), max_broken_share=max_broken_share)
+
+
 def check_classes(config: Any, taught: CocoSet, *, where: str) -> None:
     """As many classes as the network tells apart, and the same names in the validation set.
 
     Raises:
         ConfigError: other numbers, or a validation set without one of the classes.
+        InputError: a validation set without an object.
     """
     names = [category.name for category in taught.categories]
     wanted = {name: count for name, count in _class_counts(config).items() if count != len(names)}
@@ -230,7 +254,9 @@ def check_classes(config: Any, taught: CocoSet, *, where: str) -> None:
         )
     evaluator = config.get("val_evaluator") or {}
     if evaluator.get("annotation_file"):
-        load_coco(Path(evaluator["annotation_file"]), Path(evaluator["image_root"]), class_names=names)
+        file = evaluator["annotation_file"]
+        validated = load_coco(Path(file), Path(evaluator["image_root"]), class_names=names)
+        refuse_no_object(validated, where=file)
 
 
 def _class_counts(config: Any) -> dict[str, int]:

@@ -7,6 +7,7 @@ finished, ``done.json``.
 import contextlib
 import json
 import os
+import re
 import shutil
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -21,7 +22,12 @@ from pipeline.errors import InputError
 
 RESOLVED, PROVENANCE, DONE = "resolved_config.py", "provenance.json", "done.json"
 _NUM_NAMED = 5
-"""Settings that a message names."""
+"""Settings, or files, that a message names."""
+_WRITTEN = re.compile(
+    r"resolved_config\.py(\.new\.py)?|provenance\.json|done\.json|progress\.log|last_checkpoint"
+    r"|(iter_\d+|best_.*)\.pth|ray|\d{8}_\d{6}|\..*"
+)
+"""Names of what a training writes into its run directory, and of hidden files."""
 
 
 def run_dir(config_path: Path, work_dir: Path | None) -> Path:
@@ -79,8 +85,32 @@ def read_done(folder: Path) -> dict[str, Any]:
     return figures
 
 
+def refuse_foreign_files(folder: Path) -> None:
+    """A run directory holds a run and nothing else, so that ``--overwrite`` deletes nothing else.
+
+    Raises:
+        InputError: something is there that no training writes; it is named.
+    """
+    names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    foreign = [name for name in names if not _WRITTEN.fullmatch(name)]
+    if foreign:
+        more = f" and {len(foreign) - _NUM_NAMED} more" if len(foreign) > _NUM_NAMED else ""
+        raise InputError(
+            "the folder holds other things than a training's run",
+            where=folder,
+            expected="an empty or a new folder, or one with a run alone: --overwrite deletes all that is in it",
+            got=", ".join(foreign[:_NUM_NAMED]) + more,
+            fix="choose another --work-dir, or move these elsewhere",
+        )
+
+
 def remove_run(folder: Path) -> None:
-    """Delete a folder that this pipeline wrote, with all that is in it."""
+    """Delete a run directory.
+
+    Raises:
+        InputError: see :func:`refuse_foreign_files`.
+    """
+    refuse_foreign_files(folder)
     shutil.rmtree(folder)
 
 

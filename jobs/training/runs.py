@@ -15,6 +15,7 @@ from typing import Any
 
 from jobs.config_files import PlainConfig, load_config, parse_options, write_resolved
 from jobs.provenance import provenance
+from jobs.training.backbone_weights import check_backbone_weights, told_if_not_had, without_unwanted_weights
 from jobs.training.devices import device_of, refuse_missing_gpu, use_device
 from jobs.training.placeholders import expand
 from jobs.training.run_directory import (
@@ -22,6 +23,7 @@ from jobs.training.run_directory import (
     PROVENANCE,
     RESOLVED,
     last_checkpoint,
+    refuse_foreign_files,
     refuse_other_settings,
     refuse_other_workers,
     remove_run,
@@ -84,15 +86,9 @@ def prepare(
     config.work_dir = str(folder)
     resolved = folder / RESOLVED
     is_begun = (folder / DONE).exists() or last_checkpoint(folder) is not None
-    if overwrite:
-        if folder.exists() and any(folder.iterdir()) and not resolved.exists():
-            raise InputError(
-                "--overwrite deletes run directories only",
-                where=folder,
-                expected=f"an empty folder, or one with {RESOLVED}",
-                fix="choose another --work-dir, or empty it yourself",
-            )
-    elif resolved.exists() and is_begun:
+    if overwrite or not is_begun:
+        refuse_foreign_files(folder)
+    if not overwrite and resolved.exists() and is_begun:
         refuse_other_settings(config, resolved)
         if (folder / DONE).exists():
             return None
@@ -103,7 +99,7 @@ def prepare(
                 fix="--resume goes on from its last checkpoint, --overwrite starts again",
             )
         refuse_other_workers(folder, workers)
-    elif resume and not resolved.exists():
+    elif not overwrite and resume and not resolved.exists():
         raise InputError("nothing to resume", where=folder, expected=RESOLVED, fix="leave --resume out")
     check(config, where=config_path, is_new=overwrite or not is_begun, here=here)
     if overwrite and folder.exists():
@@ -124,7 +120,7 @@ def read_training_config(config_path: Path, cfg_options: list[str]) -> Any:
     from jobs.training.checks import KNOWN_KEYS, refuse_dead_overrides
 
     config = load_config(config_path, cfg_options, also_known=KNOWN_KEYS)
-    refuse_dead_overrides(parse_options(cfg_options), config, where=f"--cfg-options, {config_path}")
+    refuse_dead_overrides(parse_options(cfg_options), config, file=config_path)
     missing = [name for name in ("model", "train_dataloader", "train_cfg") if name not in config._cfg_dict]
     if missing:
         raise ConfigError(
@@ -153,6 +149,7 @@ def check(config: Any, *, where: str | Path, is_new: bool = True, here: bool = T
     import pipeline.models.mmcv_ops  # noqa: F401  (before mmdet, which the config's classes import)
     from jobs.training.checks import check_inputs, check_settings
     from jobs.training.refer_checks import refuse_missing_weights
+    from pipeline.models.weights import read_weights
 
     check_settings(config, where=where)
     if here:
@@ -162,11 +159,12 @@ def check(config: Any, *, where: str | Path, is_new: bool = True, here: bool = T
     if is_new:
         # A run that goes on holds both networks in its own checkpoints.
         if has_teacher(config):
-            teacher_start(config.get("teacher_checkpoint"))
+            read_weights(teacher_start(config.get("teacher_checkpoint")), prefix="teacher")
         if config.get("init_checkpoint"):
-            newest_of(config.init_checkpoint, setting="init_checkpoint")
+            read_weights(newest_of(config.init_checkpoint, setting="init_checkpoint"), prefix="student")
         else:
             refuse_missing_weights(config)
+        check_backbone_weights(config)
     check_inputs(config)
 
 
@@ -217,12 +215,14 @@ def train(run: TrainingRun, *, launcher: str = "none", device: str | None = None
         teacher_start(config.get("teacher_checkpoint"))
 
     without_overwritten_weights(config)
+    without_unwanted_weights(config)
     runner = TrainingRunner.from_cfg(config)
     model = _unwrapped(runner.model)
     if run.resume_from is not None:
         runner._load_from, runner._resume = str(run.resume_from), True
     else:
-        model.init_weights()
+        with told_if_not_had(config):
+            model.init_weights()
         initialise(model, config)
         for value in model.state_dict().values():
             broadcast(value)  # the wrapper did so before these weights were there

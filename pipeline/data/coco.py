@@ -48,6 +48,10 @@ __all__ = [
     "write_json",
 ]
 _LOG = logging.getLogger(__name__)
+IMAGE_FOLDER = "the folder of these images (image_root, val_images or --image-root)"
+"""As a message names it: which setting it came from is not known where files are read."""
+_MAX_TOLD = 20
+"""Broken images that a message names."""
 
 
 @dataclass(frozen=True)
@@ -168,7 +172,7 @@ def _checked_set(
     raw: Mapping[str, list[dict[str, object]]], file: Path, root: Path, class_names: Sequence[str] | None
 ) -> CocoSet:
     if not root.is_dir():
-        raise InputError("image folder not found", where=root, fix="check image_root in the config")
+        raise InputError("image folder not found", where=root, fix=f"correct {IMAGE_FOLDER}")
     if not raw["images"]:
         fix = 'list the images under "images" of this file, or name another one'
         raise AnnotationError("empty data set", where=file, expected="at least one image", got=0, fix=fix)
@@ -252,7 +256,7 @@ def check_image_files(
         coco: a loaded set.
         max_broken_share: share of broken images, 0 to 1, above which the check fails.
         decode: read every pixel too. Without it only headers are read, and a truncated file is found when it is used.
-        log: where each broken image is named, with the count; the module's logger by default.
+        log: where the first 20 broken images are named, with the count; the module's logger by default.
 
     Returns:
         Broken images in the order of the set, those that loading left out first: missing, unreadable, or of
@@ -268,7 +272,7 @@ def check_image_files(
         if reason is not None:
             broken.append(BrokenImage(image.file_name, reason))
     total = len(coco.images) + len(coco.broken)
-    for entry in broken:
+    for entry in broken[:_MAX_TOLD]:
         log.warning("broken image %s: %s", entry.file_name, entry.reason)
     if broken:
         log.warning("%d of %d images are broken and left out", len(broken), total)
@@ -284,14 +288,15 @@ def refuse_many_broken(broken: Sequence[BrokenImage], total: int, max_share: flo
     """
     if len(broken) <= max_share * total:
         return
-    lines = [f"\n    - {entry.file_name}: {entry.reason}" for entry in broken[:20]]
-    lines += [f"\n    ... and {len(broken) - 20} more"] if len(broken) > 20 else []
+    lines = [f"\n    - {entry.file_name}: {entry.reason}" for entry in broken[:_MAX_TOLD]]
+    lines += [f"\n    ... and {len(broken) - _MAX_TOLD} more"] if len(broken) > _MAX_TOLD else []
+    replace_them = "replace these files, or allow a larger share of broken images (max_broken_share)"
     raise TooManyQuarantinedError(
         f"{len(broken)} of {total} images are broken",
         where=where,
         expected=f"at most {100 * max_share:g} %",
         got="".join(lines),
-        fix="replace these files, or allow a larger share of broken images (max_broken_share)",
+        fix=f"correct {IMAGE_FOLDER}, or the images' names in the file" if len(broken) == total else replace_them,
     )
 
 
@@ -306,6 +311,22 @@ def _file_problem(coco: CocoSet, image: CocoImage, decode: bool) -> str | None:
     told = f"{image.height} x {image.width}"
     turned = "; annotated before the EXIF rotation?" if size == (image.width, image.height) else ""
     return f"size differs: annotated {told}, file {size[0]} x {size[1]} (height x width){turned}"
+
+
+def refuse_no_object(coco: CocoSet, *, where: str | Path) -> None:
+    """A set to measure on has objects.
+
+    Raises:
+        InputError: it has none, or crowds alone.
+    """
+    if not any(not entry.iscrowd for entries in coco.annotations.values() for entry in entries):
+        raise InputError(
+            "nothing to measure on: the set has no object",
+            where=where,
+            expected="a COCO file with annotations",
+            got=f"{len(coco.images)} images without any",
+            fix="--cfg-options val_annotations=FILE --cfg-options val_images=FOLDER",
+        )
 
 
 def subset(coco: CocoSet, ids: Iterable[int]) -> CocoSet:

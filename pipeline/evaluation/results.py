@@ -51,6 +51,7 @@ def parse_results(results: Results, coco: CocoSet) -> list[Detection]:
             got=type(entries).__name__,
             fix="pass the results file that `s4m-pipeline pseudo-label` or an evaluation wrote",
         )
+    _refuse_other_images(entries, coco, where=source)
     problems = Problems(source)
     checked = [_detection(entry, f"result {place}", coco, problems) for place, entry in enumerate(entries)]
     problems.raise_if_any()
@@ -66,19 +67,29 @@ def _read(path: Path) -> object:
         raise InputError("results file is not JSON", where=path, got=str(error), fix="write it again") from error
 
 
+def _refuse_other_images(entries: Sequence[Mapping[str, object]], coco: CocoSet, *, where: Path) -> None:
+    known = [isinstance(entry.get("image_id"), int) and entry["image_id"] in coco.by_id for entry in entries]
+    unknown = [repr(entry.get("image_id")) for entry, is_known in zip(entries, known, strict=True) if not is_known]
+    others = list(dict.fromkeys(unknown))
+    if others:
+        named = ", ".join(others[:5]) + (f" and {len(others) - 5} more" if len(others) > 5 else "")
+        raise AnnotationError(
+            "results with an unknown image",
+            where=where,
+            expected=f"ids of the {len(coco.images)} images of the set",
+            got=f"{len(unknown)} of {len(entries)} entries, such as result {known.index(False)}, with the ids {named}",
+            fix="name the set that these results are of (val_annotations; with val_part and split_file a part of it)",
+        )
+
+
 def _detection(entry: Mapping[str, object], where: str, coco: CocoSet, problems: Problems) -> Detection | None:
     before = len(problems.found)
     image_id, category_id, score = (entry.get(key) for key in ("image_id", "category_id", "score"))
-    known_image = isinstance(image_id, int) and image_id in coco.by_id
-    if not known_image:
-        problems.add("unknown image", where, expected="the id of an image of the set", got=repr(image_id))
     if not isinstance(category_id, int) or category_id not in coco.labels:
         expected = f"an id of the set's categories, {sorted(coco.labels)[:10]}"
         problems.add("unknown category", where, expected=expected, got=repr(category_id))
     if not isinstance(score, int | float) or not math.isfinite(score):
         problems.add("score is not a finite number", where, expected="a number", got=repr(score))
-    if not known_image:
-        return None
     image = coco.by_id[image_id]  # type: ignore[index]
     try:
         mask = rle.parse(entry.get("segmentation"), height=image.height, width=image.width, where=where)

@@ -54,11 +54,15 @@ def refuse_unknown_settings(name: str, **settings: object) -> None:
     """
     if name not in REFINER_NAMES:
         raise _unknown("refiner", name, REFINER_NAMES)
-    allowed = (*LIBRARY_REFINERS[name][1], *_MATCH_SETTINGS) if name in LIBRARY_REFINERS else _OTHER_SETTINGS[name]
+    allowed = _settings_of(name)
     for key in settings:
         if key not in allowed:
-            raise _unknown(f"setting of refiner {name}", key, allowed)
+            raise _unknown_setting(name, key, allowed)
     _assemble(name, settings)
+
+
+def _settings_of(name: str) -> tuple[str, ...]:
+    return (*LIBRARY_REFINERS[name][1], *_MATCH_SETTINGS) if name in LIBRARY_REFINERS else _OTHER_SETTINGS[name]
 
 
 def refuse_wrong_precision(precision: object, device: object) -> None:
@@ -136,11 +140,17 @@ def _needed(name: str, what: str, value: Any) -> Any:
     return value
 
 
-def _unknown(what: str, name: str, known: tuple[str, ...]) -> ConfigError:
+def _unknown_setting(refiner: str, key: str, allowed: tuple[str, ...]) -> ConfigError:
+    others = [name for name in REFINER_NAMES if key in _settings_of(name)]
+    advice = f"a setting of {', '.join(others)}: leave it out, or take a config whose refiner is {refiner}"
+    return _unknown(f"setting of refiner {refiner}", key, allowed, fix=advice if others else None)
+
+
+def _unknown(what: str, name: str, known: tuple[str, ...], *, fix: str | None = None) -> ConfigError:
     nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
     return ConfigError(
         f"unknown {what}",
         where=name,
         expected=" | ".join(known),
-        fix=f"did you mean {nearest[0]}?" if nearest else None,
+        fix=fix or (f"did you mean {nearest[0]}?" if nearest else None),
     )

@@ -300,11 +300,41 @@ def test_there_must_be_something_to_resume(scenes, tmp_path):
         prepare(TEACHER, cfg_options=small(scenes), work_dir=tmp_path / "run", resume=True, overwrite=False)
 
 
-def test_overwrite_deletes_run_directories_only(scenes, tmp_path):
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_folder_with_other_things_is_no_run_directory(scenes, tmp_path, overwrite):
+    (tmp_path / "annotations").mkdir()
     (tmp_path / "thesis.txt").write_text("years")
-    with pytest.raises(InputError, match="run directories only"):
-        prepare(TEACHER, cfg_options=small(scenes), work_dir=tmp_path, resume=False, overwrite=True)
+    (tmp_path / ".DS_Store").touch()
+    arguments = {"cfg_options": small(scenes), "work_dir": tmp_path, "resume": False, "overwrite": overwrite}
+    with pytest.raises(InputError, match=r"other things[\s\S]*got: +annotations, thesis.txt\n"):
+        prepare(TEACHER, **arguments)
     assert (tmp_path / "thesis.txt").exists()
+    assert not (tmp_path / RESOLVED).exists()
+
+
+def test_overwrite_deletes_a_run_and_not_what_was_put_beside_it(scenes, teacher_run, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(teacher_run, folder)
+    (folder / "ray").mkdir()  # with more than one worker
+    arguments = {"cfg_options": small(scenes), "work_dir": folder, "resume": False, "overwrite": True}
+    (folder / "manifest.json").write_text("a store's")
+    with pytest.raises(InputError, match=r"other things[\s\S]*manifest\.json"):
+        prepare(TEACHER, **arguments)
+    assert last_checkpoint(folder) is not None
+    (folder / "manifest.json").unlink()
+    assert prepare(TEACHER, **arguments).resume_from is None
+    assert {path.name for path in folder.iterdir()} == {RESOLVED, PROVENANCE}
+
+
+@pytest.mark.parametrize("setting", ["init_checkpoint", "teacher_checkpoint"])
+def test_a_start_that_cannot_be_loaded_deletes_nothing(scenes, teacher_run, student_run, tmp_path, setting):
+    folder = tmp_path / "run"
+    shutil.copytree(student_run, folder)
+    options = [*small_student(scenes, teacher_run), f"{setting}={scenes.annotations('train')}"]
+    for arguments in ({"overwrite": True}, {"dry_run": True}):
+        with pytest.raises(CheckpointError, match=r"train\.json"):
+            launch(STUDENT, stage="student", cfg_options=options, work_dir=folder, **arguments)
+    assert (folder / DONE).exists()
 
 
 def test_a_wrong_option_deletes_nothing(scenes, tmp_path):

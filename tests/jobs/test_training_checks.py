@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from urllib.error import URLError
 
 import numpy as np
 import pytest
@@ -12,13 +13,22 @@ from data_schemas.similarity import SimilarityLayout, SimilarityTargets
 from jobs.config_files import load_config
 from jobs.precompute_sam import precompute
 from jobs.settings import PrecomputeSettings, SamSettings, SimilaritySettings
+from jobs.training import checks
+from jobs.training.backbone_weights import check_backbone_weights, told_if_not_had, without_unwanted_weights
 from jobs.training.checks import check_inputs, check_settings
 from jobs.training.launch import launch, refuse_many_workers
 from jobs.training.run_directory import held, run_dir
 from jobs.training.runs import read_training_config
 from pipeline.data.coco import load_coco, make_coco, subset
 from pipeline.data.splits import draw_split, load_split, save_split
-from pipeline.errors import ConfigError, InputError, StoreMismatchError
+from pipeline.errors import (
+    CheckpointError,
+    ConfigError,
+    EnvironmentProblemError,
+    InputError,
+    StoreMismatchError,
+    TooManyQuarantinedError,
+)
 from pipeline.refine.build import LIBRARY_REFINERS
 from pipeline.stores.proposal_store import commit_proposals
 from pipeline.stores.similarity_store import commit_similarity
@@ -140,6 +150,50 @@ def test_an_override_that_the_file_has_already_used_is_refused():
     )
 
 
+def test_an_override_that_another_one_hides_is_told_as_that():
+    for name in ("teacher/coco_r50", "student/coco_r50_points"):
+        assert "split_20" in read(name, "percent=20").split_file or "{percent}" in read(name).split_file
+        with pytest.raises(ConfigError, match=r"`percent` has no effect beside the other[\s\S]*leave percent out"):
+            read(name, "percent=20", "split_file=split.json")
+
+
+def test_the_number_of_classes_is_a_setting_of_coco_and_cityscapes():
+    for name in ("coco_r50", "cityscapes_r50"):
+        student = read(f"student/{name}_points", "num_classes=5").model.detector
+        for network in (read(f"teacher/{name}", "num_classes=5").model, student):
+            assert network.panoptic_head.num_things_classes == network.panoptic_fusion_head.num_things_classes == 5
+            assert network.panoptic_head.loss_cls.class_weight == [1.0] * 5 + [0.1]
+
+
+def test_the_backbones_weights_are_looked_at_before_the_training(tmp_path):
+    with pytest.raises(CheckpointError, match=r"weights of the backbone are not there[\s\S]*backbone_checkpoint=FILE"):
+        check_backbone_weights(read("teacher/coco_r50", f"backbone_checkpoint={tmp_path / 'nope.pth'}"))
+    (tmp_path / "text.pth").write_text("no weights")
+    with pytest.raises(CheckpointError, match=r"text\.pth"):
+        check_backbone_weights(read("student/coco_r50_points", f"backbone_checkpoint={tmp_path / 'text.pth'}"))
+    for name in ("teacher/coco_r50", "student/coco_r50_points", "teacher/scenes_supervised", "teacher/refcoco_lavt"):
+        config = read(name)
+        before = config.model.to_dict()
+        check_backbone_weights(config)
+        without_unwanted_weights(config)
+        assert config.model.to_dict() == before
+        with pytest.raises(ZeroDivisionError), told_if_not_had(config):
+            raise ZeroDivisionError
+    for name in ("teacher/coco_r50", "student/coco_r50_points"):
+        config = read(name, "backbone_checkpoint=None")
+        check_backbone_weights(config)
+        without_unwanted_weights(config)
+        assert (config.model.get("detector") or config.model).backbone.init_cfg is None
+
+
+def test_a_download_that_fails_names_the_setting():
+    message = r"torchvision://resnet50[\s\S]*backbone_checkpoint=FILE"
+    with pytest.raises(EnvironmentProblemError, match=message), told_if_not_had(read("student/coco_r50_points")):
+        raise URLError("Name or service not known")
+    with pytest.raises(FileNotFoundError), told_if_not_had(read("teacher/scenes_supervised")):
+        raise FileNotFoundError("something else")
+
+
 def test_an_override_of_what_the_file_has_copied_is_refused():
     with pytest.raises(ConfigError, match=r"`labelled_stream\.dataset\.part` has no effect") as caught:
         read("student/scenes_points", "labelled_stream.dataset.part=all")
@@ -233,6 +287,38 @@ def test_a_store_of_these_images_is_taken(scenes, tmp_path):
     store = write_store(tmp_path / "store", scenes)
     inputs_of("teacher/scenes_structural", scenes, f"store={store}")
     inputs_of("student/scenes_cpi_u", scenes, f"store={store}")
+
+
+def test_a_validation_set_without_an_object_is_told_before_the_training(scenes):
+    rewritten(scenes.annotations("val"), lambda content: content["annotations"].clear())
+    with pytest.raises(InputError, match=r"no object[\s\S]*val\.json"):
+        inputs_of("teacher/scenes_supervised", scenes)
+
+
+@pytest.mark.parametrize("name", ["teacher/scenes_supervised", "student/scenes_points"])
+def test_images_that_are_not_there_are_told_before_the_training(scenes, name):
+    coco = load_coco(scenes.annotations("train"), scenes.image_root)
+    split = load_split(scenes.root / "split.json", coco)
+    ids = split.unlabelled if name.startswith("student") else split.labelled
+    first, *others = [coco.path_of(coco.by_id[image_id]) for image_id in ids]
+    first.write_text("no image")
+    with pytest.raises(TooManyQuarantinedError, match=rf"1 of 2 images[\s\S]*{first.name}[\s\S]*replace these"):
+        inputs_of(name, scenes)
+    inputs_of(name, scenes, "max_broken_share=0.5")
+    for path in others:
+        path.unlink()
+    with pytest.raises(TooManyQuarantinedError, match=r"2 of 2 images[\s\S]*correct the folder of these images"):
+        inputs_of(name, scenes)
+
+
+def test_of_a_large_set_some_images_are_looked_at(scenes, monkeypatch):
+    monkeypatch.setattr(checks, "_NUM_LOOKED_AT", 2)
+    coco = load_coco(scenes.annotations("train"), scenes.image_root)
+    coco.path_of(coco.images[1]).unlink()
+    checks._refuse_missing_images(coco, max_broken_share=0)  # 0 and 2 of 4
+    coco.path_of(coco.images[2]).unlink()
+    with pytest.raises(TooManyQuarantinedError, match="1 of 2 images"):
+        checks._refuse_missing_images(coco, max_broken_share=0)
 
 
 def test_a_store_that_is_not_there_is_told_before_the_training(scenes, tmp_path):

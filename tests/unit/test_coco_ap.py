@@ -143,8 +143,15 @@ def test_bad_result_is_named(case):
     assert "result 1" in str(caught.value)
 
 
+def test_results_of_another_set_are_told_once():
+    others = [result(number, 3, square(0, 0, 9), 0.5) for number in (1, 8, 9, 8)]
+    with pytest.raises(AnnotationError, match=r"got: +3 of 4 entries, such as result 1, with the ids 8, 9\n") as caught:
+        mask_ap(one_object(), others)
+    assert "val_annotations" in str(caught.value)
+
+
 def test_all_bad_results_are_told_together():
-    bad = {"image_id": 8, "category_id": 8, "score": 1, "segmentation": None}
+    bad = {"image_id": 1, "category_id": 8, "score": 1, "segmentation": None}
     with pytest.raises(AnnotationError, match="4 problems"):
         mask_ap(one_object(), [bad, bad])
 

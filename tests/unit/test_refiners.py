@@ -314,7 +314,7 @@ class TestBuild:
         [
             ("cpy_u", {}, "did you mean cpi_u"),
             ("iom", {"iou_treshold": 0.5}, "did you mean iou_threshold"),
-            ("cpi_u", {"over_threshold": 0.5}, "did you mean under_threshold"),
+            ("cpi_u", {"over_threshold": 0.5}, "a setting of cpi, cpi_o: leave it out"),
             ("none", {"num_points": 3}, "pixel_weights"),
             ("iom", {"iou_threshold": 1.5}, "iou_threshold"),
             ("iom", {"iou_threshold": None}, "iou_threshold"),

@@ -14,7 +14,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.data.coco import CocoSet, make_coco, subset
+from pipeline.data.coco import IMAGE_FOLDER, CocoSet, make_coco, subset
 from pipeline.data.coco_entries import KnownIds, is_id, parse_annotations, parse_categories, parse_images
 from pipeline.data.coco_problems import Problems, read_coco_json
 from pipeline.data.referring.expression_files import (
@@ -183,7 +183,7 @@ def open_refer_files(
     objects, left_out = read_objects(expressions_file, split=split, file_format=format)
     raw = read_coco_json(annotation_file)
     if not Path(image_root).is_dir():
-        raise InputError("image folder not found", where=image_root, fix="check image_root in the config")
+        raise InputError("image folder not found", where=image_root, fix=f"correct {IMAGE_FOLDER}")
     problems = Problems(annotation_file)
     categories = parse_categories(raw["categories"], problems)
     images, broken = parse_images(raw["images"], Path(image_root), problems)
