@@ -23,6 +23,12 @@ SCHEMA_VERSIONS: dict[str, int] = {
     "similarity": SIMILARITY_VERSION,
     "pseudo_labels": PSEUDO_LABEL_VERSION,
 }
+NOUNS: Mapping[str, str] = {
+    "similarity": "similarity targets",
+    "proposals": "proposals",
+    "pseudo_labels": "pseudo-labels",
+}
+"""Kind -> what messages call its content."""
 IMPORTED = "import:"
 """How ``sam_name`` begins where masks were made elsewhere."""
 

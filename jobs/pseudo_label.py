@@ -105,7 +105,7 @@ def run(
         PipelineError: Of whatever kind the input, the run directory or the machine gives reason to.
     """
     config = open_config(config_path, cfg_options, also_known=KEYS)
-    folder = work_dir or Path("work_dirs") / f"pseudo_labels_{config_path.parent.name}_{config_path.stem}"
+    folder = work_dir or Path("work_dirs") / f"pseudo_labels_{config_path.resolve().parent.name}_{config_path.stem}"
     refiner = refiner_of(config, config_path, cfg_options)
     is_local = ray_address == LOCAL
     plan = make_plan(config, checkpoint, network, folder, refiner=refiner, limit=limit, is_local=is_local)

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from data_schemas.manifest import ImageKey, Kind, StorePart
+from data_schemas.manifest import NOUNS, ImageKey, Kind, StorePart
 from pipeline.data.coco import CocoImage
 from pipeline.errors import InputError, StoreMismatchError
 from pipeline.stores.index import StoreIndex
@@ -35,7 +35,7 @@ def refuse_other_images(uri: str, kind: Kind, images: Iterable[ImageKey]) -> Sto
     other = [image for image in asked if stored.get(image.image_id) != image]
     if other:
         raise StoreMismatchError(
-            f"the {kind} of this store are not of these images",
+            f"the {NOUNS[kind]} of this store are not of these images",
             where=uri,
             expected=f"image {other[0].image_id}: {other[0].file_name}, {other[0].height} x {other[0].width}",
             got=f"{stored.get(other[0].image_id) or 'no such image'}; {len(other)} of {len(asked)} images differ",

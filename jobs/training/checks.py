@@ -247,7 +247,7 @@ def check_classes(config: Any, taught: CocoSet, *, where: str) -> None:
         raise ConfigError(
             "the network has another number of classes than the data set",
             where=where,
-            expected="; ".join(f"{count} classes (model: {name})" for name, count in wanted.items()),
+            expected="; ".join(f"{count} classes ({name})" for name, count in wanted.items()),
             got=f"{len(names)}: {names[:20]}",
             fix=f"--cfg-options num_classes={len(names)} (where the file computes with it: in a copy of the file), or "
             "set class_names of the data sets",
@@ -261,6 +261,7 @@ def check_classes(config: Any, taught: CocoSet, *, where: str) -> None:
 
 def _class_counts(config: Any) -> dict[str, int]:
     """Every place where a Mask2Former is told its number of classes."""
+    where = "model.detector." if config.model.get("detector") else "model."
     network = config.model.get("detector") or config.model
     head, fusion = network.get("panoptic_head") or {}, network.get("panoptic_fusion_head") or {}
     weights = (head.get("loss_cls") or {}).get("class_weight")
@@ -269,7 +270,7 @@ def _class_counts(config: Any) -> dict[str, int]:
         "panoptic_fusion_head.num_things_classes": fusion.get("num_things_classes"),
         "panoptic_head.loss_cls.class_weight": None if weights is None else len(weights) - 1,  # the last: no object
     }
-    return {name: int(count) for name, count in counts.items() if count is not None}
+    return {f"{where}{name}": int(count) for name, count in counts.items() if count is not None}
 
 
 def _load(settings: Mapping[str, Any]) -> CocoSet:

@@ -6,9 +6,9 @@ from typing import Any, Literal
 
 from jobs.cluster.ray_runner import LOCAL, START
 from jobs.progress import say
-from jobs.training.notes import other_labels, teacher_that_never_moves
+from jobs.training.notes import other_labels, rate_that_never_falls, teacher_that_never_moves
 from jobs.training.ray_workers import train_on_ray
-from jobs.training.run_directory import held, read_done, run_dir
+from jobs.training.run_directory import held, read_done, refuse_foreign_files, run_dir
 from jobs.training.runs import check, finished_line, has_teacher, prepare, read_training_config, train
 from pipeline.errors import ConfigError
 
@@ -52,6 +52,7 @@ def launch(
     refuse_many_workers(workers, ray_address)
     here = ray_address in (LOCAL, START)
     if dry_run:
+        refuse_foreign_files(run_dir(config_path, work_dir))
         check(config, where=config_path, here=here)
         _tell(config)
         say(f"would train {config.max_iters} steps of {config.batch_size} images per worker, {workers} worker(s)")
@@ -83,7 +84,7 @@ def launch(
 
 def _tell(config: Any) -> None:
     """What is no error and may still not be meant."""
-    for note in (other_labels(config), teacher_that_never_moves(config)):
+    for note in (other_labels(config), teacher_that_never_moves(config), rate_that_never_falls(config)):
         if note is not None:
             say(note)
 

@@ -53,6 +53,23 @@ def teacher_that_never_moves(config: Any) -> str | None:
     )
 
 
+def rate_that_never_falls(config: Any) -> str | None:
+    """What to tell of a training that ends before its learning rate is to fall, None where it falls or is to stay."""
+    schedule, steps = config.get("param_scheduler"), config.get("max_iters")
+    late = [
+        number
+        for each in (schedule if isinstance(schedule, list | tuple) else [schedule])
+        for number in (each or {}).get("milestones", ())
+    ]
+    if steps is None or not late or min(late) < steps:
+        return None
+    last = ", ".join(str(round(steps * number / max(late) * 0.96)) for number in late)
+    return (
+        f"note: the learning rate is to fall at the steps {', '.join(map(str, late))}, and max_iters={steps}: it never "
+        f"does. Other steps: --cfg-options param_scheduler.milestones=[{last}]"
+    )
+
+
 def targets_of_others(store: str, taught: CocoSet) -> str | None:
     """What to tell of similarity targets that were made from other objects than those of the images that are taught.
 

@@ -32,7 +32,7 @@ _WRITTEN = re.compile(
 
 def run_dir(config_path: Path, work_dir: Path | None) -> Path:
     """Where a run is written: what was asked for, or work_dirs/<folder>_<name of the config>."""
-    return work_dir or Path("work_dirs") / f"{config_path.parent.name}_{config_path.stem}"
+    return work_dir or Path("work_dirs") / f"{config_path.resolve().parent.name}_{config_path.stem}"
 
 
 @contextmanager

@@ -103,7 +103,8 @@ def _read_json(path: Path) -> object:
     except FileNotFoundError as error:
         raise AnnotationError("annotation file not found", where=path, fix="check the path in the config") from error
     except OSError as error:
-        raise AnnotationError("annotation file cannot be read", where=path, got=error.strerror) from error
+        fix = "name a COCO file that may be read"
+        raise AnnotationError("annotation file cannot be read", where=path, got=error.strerror, fix=fix) from error
     except (ValueError, RecursionError) as error:  # JSONDecodeError and UnicodeDecodeError are ValueErrors
         raise AnnotationError(
             "annotation file is not JSON",

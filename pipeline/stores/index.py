@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from data_schemas.image_list import ImageList
-from data_schemas.manifest import SCHEMA_VERSIONS, FileEntry, ImageOutcome, Kind, StoreIdentity, StorePart
+from data_schemas.manifest import NOUNS, SCHEMA_VERSIONS, FileEntry, ImageOutcome, Kind, StoreIdentity, StorePart
 from data_schemas.manifest import identity_differences as differences
 from data_schemas.shard_index import ShardIndex
 from pipeline.errors import InputError, StoreDamagedError
@@ -89,7 +89,7 @@ class StoreIndex:
         manifest = read_manifest(files)
         if manifest is None or kind not in manifest.parts:
             raise InputError(
-                f"no {kind} are stored here",
+                f"no {NOUNS[kind]} are stored here",
                 where=files.uri,
                 got=f"a store of {', '.join(manifest.parts)}" if manifest and manifest.parts else "no manifest.json",
                 fix="s4m-pipeline precompute-sam CONFIG, or correct the path of the store",
@@ -167,11 +167,11 @@ class StoreIndex:
         )
 
     def _not_stored(self, image_id: int, place: int | None) -> ImageNotStoredError:
-        kind, where = self.part.identity.kind, self.files.uri
+        noun, where = NOUNS[self.part.identity.kind], self.files.uri
         if place is not None:
             outcome = self._shards.outcome(place)
             return ImageNotStoredError(
-                f"image {image_id} ({self.file_name(image_id)}) was quarantined, so it has no {kind}",
+                f"image {image_id} ({self.file_name(image_id)}) was quarantined, so it has no {noun}",
                 where=where,
                 got=f"{outcome.stage}: {outcome.reason}",
                 fix="repair the image and try the quarantined ones again with s4m-pipeline precompute-sam CONFIG, "
@@ -179,7 +179,7 @@ class StoreIndex:
             )
         if self.images.get(image_id) is not None:
             return ImageNotStoredError(
-                f"the {kind} of image {image_id} were not computed yet",
+                f"the {noun} of image {image_id} were not computed yet",
                 where=where,
                 got=f"{len(self._shards.image_id)} of {self.part.num_images} images done",
                 fix="run the same s4m-pipeline precompute-sam CONFIG again: it does only what is missing",

@@ -20,7 +20,8 @@ from jobs import train_student, train_teacher
 from jobs.config_files import load_config, write_resolved
 from jobs.networks import open_config
 from jobs.training.devices import refuse_missing_device, use_device
-from jobs.training.launch import launch
+from jobs.training.launch import _tell, launch
+from jobs.training.notes import rate_that_never_falls
 from jobs.training.placeholders import expand
 from jobs.training.run_directory import DONE, PROVENANCE, RESOLVED, held, last_checkpoint, read_done
 from jobs.training.runs import prepare, read_training_config, train
@@ -625,6 +626,18 @@ def test_a_teacher_that_never_moves_is_told_of(scenes, teacher_run, capsys):
         options = small_student(scenes, teacher_run, burn_in=burn_in)
         launch(STUDENT, stage="student", cfg_options=options, dry_run=True)
         assert ("the teacher never moves" in capsys.readouterr().out) == is_told
+
+
+def test_a_learning_rate_that_never_falls_is_told_of(capsys):
+    for max_iters, is_told in ((330_000, False), (20_000, True)):
+        _tell(read_training_config(CONFIGS / "teacher/coco_r50.py", [f"max_iters={max_iters}"]))
+        assert (
+            "rate is to fall at the steps 327778, 355092, and max_iters=20000" in capsys.readouterr().out
+        ) == is_told
+    assert "milestones=[45, 48]" in rate_that_never_falls(
+        {"param_scheduler": [{"milestones": [90, 96]}], "max_iters": 50}
+    )
+    assert rate_that_never_falls({"param_scheduler": {"type": "PolyLR"}, "max_iters": 50}) is None
 
 
 STARTED = (TEACHER, *(CONFIGS / f"teacher/refer_scenes_{name}.py" for name in ("lavt", "rela")))

@@ -334,8 +334,8 @@ def test_a_store_that_is_not_there_is_told_before_the_training(scenes, tmp_path)
 
 def test_a_store_of_other_images_is_refused(scenes, tmp_path):
     store = write_store(tmp_path / "store", scenes, rename="other.png")
-    for name, kind in (("teacher/scenes_structural", "similarity"), ("student/scenes_cpi_u", "proposals")):
-        with pytest.raises(StoreMismatchError, match=f"{kind} of this store are not of these images"):
+    for name, noun in (("teacher/scenes_structural", "similarity targets"), ("student/scenes_cpi_u", "proposals")):
+        with pytest.raises(StoreMismatchError, match=f"the {noun} of this store are not of these images"):
             inputs_of(name, scenes, f"store={store}")
 
 
@@ -455,7 +455,7 @@ def test_every_place_that_is_told_the_number_of_classes_is_checked(scenes, place
     with pytest.raises(ConfigError, match="another number of classes") as caught:
         check_inputs(config)
     assert caught.value.expected.startswith("1 classes")
-    assert caught.value.expected.count("classes (model") == 1
+    assert caught.value.expected.count("classes (model.") == 1
     assert place in caught.value.expected
     assert "--cfg-options num_classes=8" in caught.value.fix
 
