@@ -201,14 +201,14 @@ def test_the_teacher_starts_from_its_own_run_and_the_student_from_its_own_start(
 
 def test_a_teacher_of_another_share_of_labels_is_told_of(scenes, teacher_run, tmp_path, capsys):
     options = small_student(scenes, teacher_run)
-    train_student.run(STUDENT, cfg_options=options, work_dir=tmp_path, dry_run=True)
+    train_student.run(STUDENT, cfg_options=options, work_dir=tmp_path / "student", dry_run=True)
     assert "note:" not in capsys.readouterr().out
     split = json.loads((scenes.root / "split.json").read_text())
     moved = split["labelled"].pop()
     split["unlabelled"].append(moved)
     fewer = tmp_path / "split.json"
     fewer.write_text(json.dumps(split))
-    train_student.run(STUDENT, cfg_options=[*options, f"split_file={fewer}"], work_dir=tmp_path, dry_run=True)
+    train_student.run(STUDENT, cfg_options=[*options, f"split_file={fewer}"], work_dir=tmp_path / "student", dry_run=True)
     told = capsys.readouterr().out
     count = len(split["labelled"])
     assert f"the teacher learnt {count + 1} labelled images" in told
@@ -216,12 +216,12 @@ def test_a_teacher_of_another_share_of_labels_is_told_of(scenes, teacher_run, tm
     checkpoint = teacher_run / "iter_4.pth"
     by_file = [option for option in options if not option.startswith("teacher_checkpoint=")]
     by_file += [f"teacher_checkpoint={checkpoint}", f"split_file={fewer}"]
-    train_student.run(STUDENT, cfg_options=by_file, work_dir=tmp_path, dry_run=True)
+    train_student.run(STUDENT, cfg_options=by_file, work_dir=tmp_path / "student", dry_run=True)
     assert "this student has" in capsys.readouterr().out
     elsewhere = tmp_path / "published.pth"
     shutil.copy(checkpoint, elsewhere)
     by_file[-2] = f"teacher_checkpoint={elsewhere}"
-    train_student.run(STUDENT, cfg_options=by_file, work_dir=tmp_path, dry_run=True)
+    train_student.run(STUDENT, cfg_options=by_file, work_dir=tmp_path / "student", dry_run=True)
     assert "note:" not in capsys.readouterr().out
 
 
