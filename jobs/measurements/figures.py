@@ -14,26 +14,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
 from mmengine.registry import DATASETS
 from numpy.typing import NDArray
 
 from jobs.measurements.figure_pages import Panel, Pixels, outlined, page, save
+from jobs.measurements.similarity_rows import cell_of, deepest_point, network_rows, share_of_cells, whole_image
 from jobs.networks import build_transforms, filter_of, label, load_network, open_config, pack
 from jobs.training.run_directory import RESOLVED, last_checkpoint
 from pipeline.data.arp import ArpSettings, PasteMode, Sample, mix_pair
 from pipeline.data.instance_dataset import InstanceDataset
 from pipeline.data.photometric import strong_view
-from pipeline.distill.self_similarity import View
 from pipeline.errors import CheckpointError, PipelineError
 from pipeline.masks.overlap import pairwise_iou
-from pipeline.models.image_panels import heat_in_view, marked, model_row, shrunk
-from pipeline.models.mask2former import captured_output, view_of
+from pipeline.models.image_panels import heat_in_view, marked, shrunk
 from pipeline.models.semi_student import make_refiner
 from pipeline.refine.interface import TeacherMasks
-from pipeline.sam.decoder_features import cells_of_points, rows_at_points
+from pipeline.sam.decoder_features import rows_at_points
 from pipeline.sam.interface import SamBackend
 from pipeline.sam.sam2_backend import build_backend
 
@@ -120,15 +118,14 @@ def _similarity_rows(runs: Runs, sam: SamBackend, count: int) -> list[list[Panel
         image, objects = record["img"], record["gt_masks"].masks.astype(bool)
         largest = objects.sum(axis=(1, 2)).argmax()
         target = objects[largest]
-        point = _deepest(target)
-        row, column = cells_of_points(point[None], image.shape[:2], sam.grid_hw)[0]
-        cell = int(row) * sam.grid_hw[1] + int(column)
+        point = deepest_point(target)
+        cell = cell_of(point, image.shape[:2], sam.grid_hw)
         embedding = sam.embed([image])[0]
         maps = [
             rows_at_points(sam, embedding, point[None], features=f)[0].cpu().numpy() for f in ("encoder", "decoder")
         ]
-        maps += [_network_row(network, ready, image, cell, sam.grid_hw) for network, ready in networks]
-        whole = _whole(image.shape[:2])
+        maps += [network_rows(network, ready, image, [cell], sam.grid_hw)[0] for network, ready in networks]
+        whole = whole_image(image.shape[:2])
         name = dataset.metainfo["classes"][record["gt_bboxes_labels"][largest]]
         rows.append(
             [
@@ -139,29 +136,9 @@ def _similarity_rows(runs: Runs, sam: SamBackend, count: int) -> list[list[Panel
     return rows
 
 
-def _deepest(mask: NDArray[np.bool_]) -> NDArray[np.float32]:
-    """[2] x, y of the pixel centre of a mask [H, W] that is furthest from its border."""
-    depth = cv2.distanceTransform(np.pad(mask, 1).astype(np.uint8), cv2.DIST_L2, 5)[1:-1, 1:-1]
-    row, column = np.unravel_index(depth.argmax(), depth.shape)
-    return np.array([column + 0.5, row + 0.5], np.float32)
-
-
-def _whole(size_hw: tuple[int, int]) -> View:
-    return View(torch.eye(3), size_hw, size_hw, size_hw)
-
-
-@torch.no_grad()
-def _network_row(network: Any, ready: Any, image: Pixels, cell: int, grid_hw: tuple[int, int]) -> NDArray[np.float32]:
-    batch = network.data_preprocessor({k: [v] for k, v in pack(ready, image, image_id=0).items()}, False)
-    with captured_output(network.panoptic_head.pixel_decoder) as outputs:
-        network.panoptic_head(network.extract_feat(batch["inputs"]), batch["data_samples"])
-    view = view_of(batch["data_samples"][0].metainfo)
-    return model_row(outputs[0][0][0], view, torch.tensor([cell]), grid_hw)
-
-
 def _inside_outside(row: NDArray[np.float32], target: NDArray[np.bool_]) -> str:
     """Mean of a row [gh, gw] over the object's cells and over the others, the object's share of a cell as weight."""
-    inside = cv2.resize(target.astype(np.float32), row.shape[::-1], interpolation=cv2.INTER_AREA)
+    inside = share_of_cells(target, (row.shape[0], row.shape[1]))
     values = np.nan_to_num(row)
     return f"object {np.average(values, weights=inside):.2f}, rest {np.average(values, weights=1 - inside):.2f}"
 

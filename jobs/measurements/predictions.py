@@ -17,54 +17,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from mmengine.registry import DATASETS
 from numpy.typing import NDArray
 
 from jobs.measurements.figure_pages import Panel, Pixels, outlined, page, save
-from jobs.networks import build_transforms, load_network, open_config, pack, validated
-from jobs.training.run_directory import RESOLVED
-from jobs.training.starting_weights import newest_of
-from pipeline.data.instance_dataset import InstanceDataset
+from jobs.measurements.finished_runs import Run, refuse_other_images
+from jobs.networks import build_transforms, load_network, pack, validated
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.evaluation.pseudo_label_quality import quality_of_image
 from pipeline.masks.overlap import pairwise_iou
 
 SIDE = 216
 """Longest side of a panel, in pixels."""
-
-
-@dataclass(frozen=True)
-class Run:
-    """A finished training and what it is called on the page."""
-
-    name: str
-    config: Any
-    checkpoint: str
-
-    @classmethod
-    def parse(cls, argument: str) -> "Run":
-        """Read ``NAME=RUN_DIR``.
-
-        Raises:
-            ConfigError: not of this form, or no run is there.
-            CheckpointError: the run has no checkpoint or has not finished.
-        """
-        name, _, folder = argument.partition("=")
-        if not (name and folder):
-            raise ConfigError("which run, and its name?", expected='"S4M=RUN_DIR"', got=argument)
-        return cls(name, open_config(Path(folder) / RESOLVED, []), newest_of(folder, setting="the run directory"))
-
-    def evaluation_images(self) -> InstanceDataset:
-        """The run's evaluation set with its ground truth.
-
-        Raises:
-            ConfigError: the run was not validated.
-        """
-        loader = self.config.get("val_dataloader")
-        if not loader:
-            raise ConfigError("the run has no evaluation images", where=self.name, fix="name one with a validation set")
-        found: InstanceDataset = DATASETS.build({**dict(loader.dataset), "with_masks": True, "pipeline": []})
-        return found
 
 
 @dataclass(frozen=True)
@@ -92,7 +55,7 @@ def compare(runs: Sequence[Run], *, num_images: int, min_score: float) -> Pixels
         ConfigError: another evaluation set, or too few images.
     """
     dataset = runs[0].evaluation_images()
-    _refuse_other_images(runs, dataset)
+    refuse_other_images(runs, dataset)
     if not 1 <= num_images <= len(dataset):
         raise ConfigError("how many images?", where="--images", expected=f"1 to {len(dataset)}", got=num_images)
     chosen = np.linspace(0, len(dataset) - 1, num_images).round().astype(int).tolist()
@@ -119,18 +82,6 @@ def compare(runs: Sequence[Run], *, num_images: int, min_score: float) -> Pixels
     )
     rows = [list(row) for row in zip(*columns, strict=True)]
     return page(("ground truth", *(run.name for run in runs)), rows, note)
-
-
-def _refuse_other_images(runs: Sequence[Run], dataset: InstanceDataset) -> None:
-    for run in runs[1:]:
-        other = run.evaluation_images()
-        if other.coco.fingerprint != dataset.coco.fingerprint:
-            raise ConfigError(
-                "runs with different evaluation images or classes cannot be compared",
-                where=run.name,
-                expected=f"the {len(dataset)} images of {runs[0].name!r}, labelled alike",
-                got=f"{len(other)} images, classes {', '.join(other.metainfo['classes'])}",
-            )
 
 
 def _detections(run: Run, records: Sequence[dict[str, Any]], *, min_score: float) -> list[Instances]:

@@ -11,6 +11,8 @@ from PIL import Image
 from jobs.measurements import figures
 from jobs.measurements.figure_pages import outlined, page, save
 from jobs.measurements.figures import Labelled, Runs, arp_figure, label_images, refinement_figure, similarity_figure
+from jobs.measurements.similarity_rows import deepest_point, network_rows
+from jobs.networks import build_transforms
 from pipeline.errors import CheckpointError
 from pipeline.refine.interface import TeacherMasks
 
@@ -66,7 +68,7 @@ def test_a_palette_keeps_a_picture_of_few_colours(tmp_path):
 def test_the_point_is_the_deepest_and_its_map_is_summed_up():
     mask = np.zeros((16, 16), bool)
     mask[0:8, 0:8] = True
-    x, y = figures._deepest(mask)
+    x, y = deepest_point(mask)
     assert 2 < x < 6
     assert 2 < y < 6
     row = np.full((4, 4), -0.5, np.float32)
@@ -96,7 +98,8 @@ def test_what_is_shown_is_what_the_runs_say(demo):
         assert not np.array_equal(each.refined["points"], each.teacher.masks)
     network = runs.network("teacher_structural")
     image = runs.unlabelled().record(0)["img"]
-    row = figures._network_row(network, figures.build_transforms(runs.config("teacher_structural")), image, 5, (4, 4))
+    ready = build_transforms(runs.config("teacher_structural"))
+    (row,) = network_rows(network, ready, image, [5], (4, 4))
     assert row.shape == (4, 4)
     assert row[1, 1] == pytest.approx(1, abs=1e-5)  # a cell is like itself
     with pytest.raises(CheckpointError, match="student_points"):

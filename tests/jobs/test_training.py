@@ -208,7 +208,9 @@ def test_a_teacher_of_another_share_of_labels_is_told_of(scenes, teacher_run, tm
     split["unlabelled"].append(moved)
     fewer = tmp_path / "split.json"
     fewer.write_text(json.dumps(split))
-    train_student.run(STUDENT, cfg_options=[*options, f"split_file={fewer}"], work_dir=tmp_path / "student", dry_run=True)
+    train_student.run(
+        STUDENT, cfg_options=[*options, f"split_file={fewer}"], work_dir=tmp_path / "student", dry_run=True
+    )
     told = capsys.readouterr().out
     count = len(split["labelled"])
     assert f"the teacher learnt {count + 1} labelled images" in told
