@@ -73,6 +73,10 @@ class Study:
         """Similarity targets of those; of sentences the proposals of all scenes, whatever the seed."""
         return self._data(seed) / "store" if self.table.paper == "s4m" else self.work_dir / "data/proposals"
 
+    def data_options(self, seed: int) -> list[str]:
+        """What configs are told about images and labels."""
+        return [f"data_root={self.scenes}", f"split_file={self.split(seed)}"]
+
     def _data(self, seed: int) -> Path:
         return self.scenes.parent / f"{'' if self.table.paper == 's4m' else 'sentences_'}{self.share}" / f"seed_{seed}"
 
@@ -181,7 +185,7 @@ class Planner:
 
     def _options(self, stage: Stage, part: Part, seed: int, teacher: Step | None) -> list[str]:
         size, study = self.study.size, self.study
-        options = [f"data_root={study.scenes}", f"split_file={study.split(seed)}"]
+        options = study.data_options(seed)
         bare = open_config(study.configs / f"{part.config}.py", ())
         if "store" in bare._cfg_dict:
             options.append(f"store={study.store(seed)}")
