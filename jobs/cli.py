@@ -325,7 +325,8 @@ def ablate(
 
     S4M: 3: structural distillation off and on. 4: distilled features and loss. 5: distilled stage. 6: the parts of S4M
     one by one; anew: the same with students that begin anew. A.1: class accuracy and quality of pseudo-labels. A.2:
-    kinds of prompts. baselines: plain mean teacher, Guided Distillation, S4M. own: what it leaves open.
+    kinds of prompts. baselines: plain mean teacher, Guided Distillation, S4M. backbone: table 3 from a start whose
+    backbone alone is trained. own: what it leaves open.
 
     SemiRES: semires-1: labels alone, mutual learning, SemiRES. -2: matchers. -3: thresholds. -4: unsure pseudo-labels.
     -5: parts. -7: ReLA. semires-F6: corrections (Figure 6). semires-own: this project's own views.
@@ -345,10 +346,7 @@ def export(
     checkpoint: opt.Checkpoint,
     out_dir: Annotated[Path, typer.Argument(metavar="OUT_DIR", help="Folder to write into; it must be empty.")],
     cfg_options: opt.CfgOptions,
-    which: Annotated[
-        Literal["student", "teacher"],
-        typer.Option(help="Which network of a student's checkpoint; of no matter where there is only one."),
-    ] = "student",
+    network: opt.ValidatedNetwork = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier export.")] = False,
 ) -> None:
     """A trained network as a plain mmdet config and weights, which stock mmdet loads without this project.

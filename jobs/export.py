@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jobs.networks import Which, class_names, file_sha256, load_network, open_config
+from jobs.networks import Which, class_names, file_sha256, load_network, open_config, validated
 from jobs.plain_config import plain_config
 from jobs.progress import say
 from jobs.refer_networks import is_referring
@@ -24,7 +24,7 @@ def run(
     out_dir: Path,
     *,
     cfg_options: Sequence[str] = (),
-    which: Which = "student",
+    network: Which | None = None,
     overwrite: bool = False,
 ) -> None:
     """Do the command; see ``s4m-pipeline export --help``.
@@ -34,7 +34,7 @@ def run(
         checkpoint: Of that training.
         out_dir: Gets config.py and weights.pth, each complete or not at all.
         cfg_options: Overrides, ``key=value``.
-        which: Network of a student's checkpoint.
+        network: Which of a student's checkpoint; by default that which its training validates.
         overwrite: Replace an earlier export.
 
     Raises:
@@ -54,6 +54,7 @@ def run(
             fix="s4m-pipeline predict or pseudo-label asks them; the checkpoint's state_dict holds plain tensors",
         )
     config.device = "cpu"
+    which = network or validated(config)
     ours = load_network(config, checkpoint, which=which)
     names = class_names(ours)
     if names is None:

@@ -82,6 +82,9 @@ _POINTS_ALONE = Part("student/scenes_points", (_NO_ARP,))
 _LABELS_ALONE = Part("student/scenes_none", (_NO_ARP, _NO_LABELS))
 _GUIDED = Part("student/scenes_none", (_NO_ARP,))
 """What ``scenes_guided`` is, with the teacher that a cell names."""
+_WEIGHT_10 = "model.structural_weight=10"
+_BACKBONE_ALONE = ("init_skip=^panoptic_head",)
+"""``scenes-base`` has learnt masks, and with them what tells objects apart; ImageNet's networks have not."""
 _ANEW = ("init_checkpoint=scenes-base", "init_skip=None")
 """The student does not go on from its teacher."""
 
@@ -175,6 +178,15 @@ _S4M = (
             Cell("mean_teacher", "plain mean teacher", SUPERVISED, Part("student/scenes_mean_teacher")),
             Cell("guided", "Guided Distillation", SUPERVISED, _GUIDED),
             Cell("s4m", "S4M", STRUCTURAL, _POINTS),
+        ),
+    ),
+    Table(
+        "backbone",
+        "Table 3 with a start of the backbone alone, as in the paper",
+        _teachers(
+            ("off", "labels only", Part(SUPERVISED.config, _BACKBONE_ALONE)),
+            ("on", "+ structural distillation", Part(STRUCTURAL.config, _BACKBONE_ALONE)),
+            ("on_10", "+ structural distillation, weight 10", Part(STRUCTURAL.config, (*_BACKBONE_ALONE, _WEIGHT_10))),
         ),
     ),
     Table(

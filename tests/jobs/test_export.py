@@ -61,7 +61,7 @@ def student(tmp_path_factory, options, classes):
 def exported(student, options, tmp_path_factory):
     out = tmp_path_factory.mktemp("exported")
     for which in ("student", "teacher"):
-        export.run(STUDENT, student, out / which, cfg_options=options, which=which)
+        export.run(STUDENT, student, out / which, cfg_options=options, network=which)
     return out
 
 
@@ -136,6 +136,17 @@ def test_an_earlier_export_is_replaced_only_on_demand(student, options, tmp_path
     export.run(STUDENT, student, tmp_path, cfg_options=options, overwrite=True)
     assert {path.name for path in tmp_path.iterdir()} == {CONFIG, WEIGHTS}
     assert (tmp_path / CONFIG).read_text() != "old"
+
+
+def test_the_network_is_the_validated_one_unless_named(student, options, exported, tmp_path):
+    named = [*options, "model.predict_on=teacher"]
+    export.run(STUDENT, student, tmp_path, cfg_options=named)
+    tensors, teachers, students = (
+        torch.load(folder / WEIGHTS, weights_only=True)["state_dict"]
+        for folder in (tmp_path, exported / "teacher", exported / "student")
+    )
+    assert all(torch.equal(value, teachers[name]) for name, value in tensors.items())
+    assert not all(torch.equal(value, students[name]) for name, value in tensors.items())
 
 
 def test_a_full_disk_names_the_file(tmp_path, monkeypatch):
