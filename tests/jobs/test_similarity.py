@@ -3,6 +3,7 @@
 import json
 import math
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +12,8 @@ from jobs.measurements import similarity
 from jobs.measurements.finished_runs import Run
 from jobs.measurements.similarity import REFERENCE, SAM_ROWS, as_markdown, separation, table
 from pipeline.errors import ConfigError
+
+ROOT = Path(__file__).parents[2]
 
 OBJECT, OTHER = (slice(0, 2), slice(0, 4)), (slice(4, 6), slice(0, 4))
 
@@ -86,3 +89,8 @@ def test_the_command_measures_sam_and_every_run(demo, tmp_path, monkeypatch, cap
     assert "| labels | " in capsys.readouterr().out
     with pytest.raises(ConfigError, match="how many images"):
         similarity.measure([Run.parse(runs[0])], None, num_images=1000)
+
+
+def test_readme_shows_the_committed_figures():
+    rows = json.loads((ROOT / "docs/results/similarity.json").read_text())["rows"]
+    assert as_markdown(rows) in (ROOT / "README.md").read_text()
