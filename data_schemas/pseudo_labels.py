@@ -6,8 +6,9 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 PSEUDO_LABEL_VERSION = 1
-OUTCOMES = ("matched", "kept", "empty")
-"""matched: the refined mask comes from SAM. kept: it is the network's. empty: the network's, without a pixel."""
+OUTCOMES = ("matched", "kept", "empty", "dropped")
+"""matched: the refined mask comes from SAM. kept: it is the network's. empty: the network's, without a pixel. dropped:
+SAM does not bear it out, and the refined mask has no pixel; the first runs have none of these."""
 
 PSEUDO_LABEL_SCHEMA = pa.schema(
     [

@@ -168,12 +168,15 @@ def _dry_run(
     """Say what :func:`precompute` would do and what it takes; ``describe`` tells of the SAM, which is not used.
 
     Raises:
-        PipelineError: What the input or the store gives reason to.
+        PipelineError: What the input or the store gives reason to, or too many images that cannot be read.
     """
     _refuse_missing_inputs(settings)
     coco, labelled = load_inputs(settings, limit=limit)
     plans, works = _plan(settings, coco, labelled, describe(settings.sam), overwrite=overwrite)
     print_dry_run(plans, works, settings, overwrite=overwrite, is_local=is_local, gpu=gpu)
+    if any(images_of(work) for work in works):
+        # The run would refuse them: it should not wait in a queue to do so.
+        check_image_files(coco, max_broken_share=settings.max_broken_share)
 
 
 def load_inputs(settings: PrecomputeSettings, *, limit: int | None = None) -> tuple[CocoSet, CocoSet]:

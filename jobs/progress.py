@@ -38,6 +38,7 @@ class Progress:
         self._is_terminal = self._stream.isatty()
         self._clock = clock
         self._start = self._shown = clock()
+        self._told: str | None = None
 
     def advance(self, count: int = 1, *, note: str = "") -> None:
         """Some more are done; shown now or a little later.
@@ -65,7 +66,9 @@ class Progress:
     def _show(self) -> None:
         self._shown = self._clock()
         if not self._is_terminal:
-            print(self.text(), file=self._stream, flush=True)
+            if self.text() != self._told:  # the end may have been told by the last step
+                self._told = self.text()
+                print(self._told, file=self._stream, flush=True)
             return
         filled = _BAR_WIDTH * min(self.done, self.total) // max(self.total, 1)
         bar = "#" * filled + "-" * (_BAR_WIDTH - filled)

@@ -113,10 +113,11 @@ def run(
     work = _preview(plan, replaced=[KIND] if overwrite else [])
     if dry_run:
         _print_dry_run(plan, work, overwrite=overwrite)
-        return
     if work.tasks:
         # Before anything is written or removed: a wrong image folder is found in seconds and leaves things as they are.
         check_image_files(plan.source.coco, max_broken_share=plan.settings.max_broken_share)
+    if dry_run:
+        return
     with room_for_a_worker(ray_address, plan.settings.workers) if work.tasks else nullcontext():
         if overwrite:
             remove_part(folder, KIND)

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.torch import save_file
 
+from data_schemas.pseudo_labels import OUTCOMES
 from jobs.bench.cases import Case
 from jobs.bench.generators import random_backend
 from jobs.bench.stepping import Stepper
@@ -143,7 +144,7 @@ def same_start(ours: Mapping[str, float], online: Mapping[str, float]) -> None:
     assert labelled
     for name in labelled:
         assert ours[name] == online[name], f"{name}: {ours[name]} and {online[name]}"
-    counts = [sum(step[f"refiner/{name}"] for name in ("matched", "kept", "empty")) for step in (ours, online)]
+    counts = [sum(step[f"refiner/{name}"] for name in OUTCOMES) for step in (ours, online)]
     assert counts[0] == counts[1] > 0, f"teacher masks: {counts}"
 
 

@@ -3,8 +3,8 @@
     python -m jobs.measurements.result_tables
 
 In README.md what stands between ``<!-- measured: TABLE -->`` and ``<!-- end -->`` is replaced by that table over all
-shares of labels that were measured; docs/tables.md is written anew, with every figure of every share. ``ablate`` writes
-the files of docs/results into its work directory.
+shares of labels that were measured; docs/tables.md is written anew, with every figure of every share. ``ablate``, and
+``python -m jobs.measurements.nuclei``, write the files of docs/results into their work directory.
 """
 
 import argparse
@@ -15,12 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from jobs.ablation.results import markdown_over_shares, markdown_table
-from jobs.ablation.tables import TABLES, find_table
+from jobs.ablation.tables import TABLES, Table
+from jobs.measurements.nuclei import NUCLEI
 from pipeline.errors import InputError
 
 ROOT = Path(__file__).parents[2]
 _SHOWN = re.compile(r"(<!-- measured: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 _PAPERS = {"s4m": "S⁴M", "semires": "SemiRES"}
+_TABLES: Mapping[str, Table] = {table.name: table for table in (*TABLES, NUCLEI)}
 
 Measured = Mapping[str, Sequence[Mapping[str, Any]]]
 """Table's name -> its results, smallest share of labels first."""
@@ -32,7 +34,7 @@ def read_measured(folder: Path) -> Measured:
     Raises:
         InputError: a file in which cells are missing.
     """
-    found: dict[str, list[Mapping[str, Any]]] = {table.name: [] for table in TABLES}
+    found: dict[str, list[Mapping[str, Any]]] = {name: [] for name in _TABLES}
     for path in sorted(path for paper in _PAPERS for path in folder.glob(f"{paper}_*.json")):
         result = json.loads(path.read_bytes())
         if result["missing"]:
@@ -60,7 +62,7 @@ def fill(text: str, measured: Measured) -> str:
 
     def table(match: re.Match[str]) -> str:
         name = match[2]
-        return f"{match[1]}{markdown_over_shares(find_table(name), measured[name])}\n{match[3]}"
+        return f"{match[1]}{markdown_over_shares(_TABLES[name], measured[name])}\n{match[3]}"
 
     return _SHOWN.sub(table, text)
 
@@ -74,18 +76,28 @@ def page(measured: Measured) -> str:
         "difference of the first figure to the first row within seeds.\n",
     ]
     for name, results in measured.items():
-        table = find_table(name)
+        table = _TABLES[name]
         parts.append(f"## {_PAPERS[table.paper]}, {_number(name.removeprefix('semires-'))}: {table.title}\n")
         for result in results:
-            size, share = result["size"], f"{result['size']['percent']:g}"
-            parts.append(
-                f"{share} % of {size['num_train']} scenes labelled, {size['num_val']} to evaluate on; teachers"
-                f" {size['teacher_steps']} steps, students {size['student_steps']}:"
-                f" `s4m-pipeline ablate {name} --percent {share} --seeds {len(result['seeds'])}"
-                f" --budget {result['budget']}`\n"
-            )
+            parts.append(_how_made(result) + "\n")
             parts.append(markdown_table(result) + "\n")
     return "\n".join(parts)
+
+
+def _how_made(result: Mapping[str, Any]) -> str:
+    """Data, steps and the command of one table."""
+    name, size, share = result["table"], result["size"], f"{result['size']['percent']:g}"
+    options = f"--percent {share} --seeds {len(result['seeds'])}"
+    is_real = name == NUCLEI.name
+    return (
+        f"{share} % of {size['num_train']} {'images' if is_real else 'scenes'} labelled, {size['num_val']} to evaluate"
+        f" on; teachers {size['teacher_steps']} steps, students {size['student_steps']}: "
+        + (
+            f"`python -m jobs.measurements.nuclei COCO_FILE --image-root DIR {options}`"
+            if is_real
+            else f"`s4m-pipeline ablate {name} {options} --budget {result['budget']}`"
+        )
+    )
 
 
 def _number(name: str) -> str:

@@ -20,6 +20,10 @@ from pipeline.distill.live_sam import LiveSam, LiveSamSettings, Shown, refuse_fe
 from pipeline.distill.self_similarity import View, similarity_rows
 from pipeline.distill.structural_loss import structural_loss
 from pipeline.errors import ConfigError
+from pipeline.models.pseudo_labels import excused
+
+UNSURE = "unsure_masks"
+"""Where a sample's metainfo holds what is neither an object nor background."""
 
 
 def view_of(metainfo: dict[str, Any]) -> View:
@@ -189,9 +193,16 @@ class WeightedMask2FormerHead(Mask2FormerHead):
 
         The cost of a mask is a sum over 12,544 points, which half precision cannot hold: that of a large object that
         no query has found yet would be infinite, and the matching fail.
+
+        A query without an object whose mask lies on one of the ``unsure_masks`` [M, h, w] bool of the sample's metainfo
+        is told nothing about its class; the others' loss is what it would be otherwise.
         """
         with torch.no_grad(), torch.autocast(mask_pred.device.type, enabled=False):
-            return super()._get_targets_single(cls_score.float(), mask_pred.float(), gt_instances, img_meta)
+            targets = super()._get_targets_single(cls_score.float(), mask_pred.float(), gt_instances, img_meta)
+            if UNSURE in img_meta:
+                labels, weights = targets[:2]
+                weights[(labels == self.num_classes) & excused(mask_pred > 0, img_meta[UNSURE])] = 0
+        return targets
 
     def _loss_by_feat_single(
         self, cls_scores: Tensor, mask_preds: Tensor, batch_gt_instances: list[InstanceData], batch_img_metas: list[Any]

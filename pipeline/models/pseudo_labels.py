@@ -1,6 +1,6 @@
 """From the teacher's raw outputs to pseudo-labels in the canonical frame, and back into the view."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,8 @@ from pipeline.masks.overlap import mask_areas
 from pipeline.masks.warp import warp_maps_to_view, warp_to_canonical, warp_to_view
 from pipeline.refine.interface import Refined, TeacherMasks
 
+_SAME_PLACE = 0.5
+"""IoU at which two masks are of one thing."""
 _VECTORS = 64
 """A multiple of the numbers that torch squashes at a time on any processor."""
 _ONE_THREAD = 1 << 14
@@ -33,6 +35,9 @@ class PseudoLabelFilter:
 
     A young Mask2Former puts several sure queries on one object, and a student taught so repeats it.
     """
+    unsure_threshold: float | None = None
+    """Queries that become no label but have a class probability above it are no background either: a student that
+    finds something there is not told that it is nothing (see :func:`excused`). None: it is (S4M)."""
 
     def __post_init__(self) -> None:
         """Refuse a threshold that is no share."""
@@ -44,6 +49,13 @@ class PseudoLabelFilter:
                 where="nms_iou_threshold",
                 expected="above 0, at most 1, or None",
                 got=self.nms_iou_threshold,
+            )
+        if self.unsure_threshold is not None and not 0 <= self.unsure_threshold <= self.score_threshold:
+            raise ConfigError(
+                "a query cannot be too sure for a label",
+                where="unsure_threshold",
+                expected=f"0 to score_threshold, which is {self.score_threshold:g}, or None",
+                got=self.unsure_threshold,
             )
 
 
@@ -57,6 +69,8 @@ class TeacherQueries:
     """[N] int64."""
     scores: Tensor
     """[N] class probability."""
+    unsure: Tensor | None = None
+    """[M, h, w] bool, masks of those that did not pass and are not to be taken for background."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +83,8 @@ class ViewLabels:
     """[N]."""
     weights: list[NDArray[np.float32] | None]
     """N loss weights per pixel; None means 1."""
+    unsure: Tensor | None = None
+    """[M, h, w] bool at the network's stride: what is neither an object nor background."""
 
 
 def filter_queries(class_logits: Tensor, mask_logits: Tensor, settings: PseudoLabelFilter) -> TeacherQueries:
@@ -82,15 +98,34 @@ def filter_queries(class_logits: Tensor, mask_logits: Tensor, settings: PseudoLa
     Returns:
         The queries kept, in query order.
     """
-    scores, labels = class_logits.softmax(dim=1).max(dim=1)
-    soft_area = mask_logits.sigmoid().sum(dim=(1, 2))
-    keep = (labels != class_logits.shape[1] - 1) & (scores > settings.score_threshold)
-    keep &= soft_area > settings.min_soft_area
+    probabilities = class_logits.softmax(dim=1)
+    scores, labels = probabilities.max(dim=1)
+    is_visible = mask_logits.sigmoid().sum(dim=(1, 2)) > settings.min_soft_area
+    keep = (labels != class_logits.shape[1] - 1) & (scores > settings.score_threshold) & is_visible
     kept = TeacherQueries(mask_logits[keep], labels[keep], scores[keep])
-    if settings.nms_iou_threshold is None:
+    if settings.nms_iou_threshold is not None:
+        first = mask_nms(kept.logits > 0, kept.scores, settings.nms_iou_threshold)
+        kept = TeacherQueries(kept.logits[first], kept.labels[first], kept.scores[first])
+    if settings.unsure_threshold is None:
         return kept
-    first = mask_nms(kept.logits > 0, kept.scores, settings.nms_iou_threshold)
-    return TeacherQueries(kept.logits[first], kept.labels[first], kept.scores[first])
+    likely = (probabilities[:, :-1].max(dim=1).values > settings.unsure_threshold) & is_visible
+    masks = mask_logits[likely] > 0
+    return replace(kept, unsure=masks[~excused(masks, kept.logits > 0)])  # a label's second query is no other object
+
+
+def excused(masks: Tensor, unsure: Tensor) -> Tensor:
+    """Which masks [N, h, w] bool lie on one of the unsure ones [M, h, w], with an IoU of a half or more: [N] bool."""
+    if len(unsure) == 0 or len(masks) == 0:
+        return torch.zeros(len(masks), dtype=torch.bool, device=masks.device)
+    shared, union = _overlaps(masks, unsure)
+    return ((shared >= _SAME_PLACE * union) & (shared > 0)).any(dim=1)
+
+
+def _overlaps(masks: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
+    """Pixels that masks [N, h, w] and [M, h, w] share, and those of both together: [N, M] each."""
+    first, second = masks.flatten(1).float(), others.flatten(1).float()
+    shared = first @ second.T
+    return shared, first.sum(dim=1)[:, None] + second.sum(dim=1)[None] - shared
 
 
 def mask_nms(masks: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
@@ -104,10 +139,7 @@ def mask_nms(masks: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
     Returns:
         Indices of the masks that stay, ascending, int64.
     """
-    flat = masks.flatten(1).float()
-    shared = flat @ flat.T
-    area = flat.sum(dim=1)
-    union = area[:, None] + area[None] - shared
+    shared, union = _overlaps(masks, masks)
     overlaps = (shared > iou_threshold * union).cpu()
     stays: list[int] = []
     for index in torch.argsort(scores, descending=True, stable=True).tolist():

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,13 +13,14 @@ from mmdet.structures.mask import BitmapMasks
 from mmengine.structures import InstanceData
 from torch import Tensor
 
+from data_schemas.pseudo_labels import OUTCOMES
 from pipeline.data.arp import ArpSettings, Sample, augment_batch
 from pipeline.data.photometric import strong_view
 from pipeline.errors import ConfigError
 from pipeline.evaluation.pseudo_label_quality import PseudoLabelQuality, quality_of_image
 from pipeline.images import read_image
 from pipeline.masks.overlap import pairwise_iou
-from pipeline.models.mask2former import view_of
+from pipeline.models.mask2former import UNSURE, view_of
 from pipeline.models.pseudo_labels import (
     PseudoLabelFilter,
     TeacherQueries,
@@ -88,7 +90,10 @@ class SemiStudent(SemiBaseDetector):
             labels, log = self.refined_labels(queries, samples, rng)
         mixed = self.mixed_samples(inputs, labels, rng)
         strong = self.strong_inputs(mixed)
-        targets = [_with_targets(s, m, inputs.device) for s, m in zip(samples, mixed, strict=True)]
+        targets = [
+            _with_targets(sample, each, inputs.device, unsure=label.unsure)
+            for sample, each, label in zip(samples, mixed, labels, strict=True)
+        ]
         learned = self.student.loss(strong, targets)
         is_learnt = self.settings.learn_empty_batches or any(len(m.labels) for m in mixed)
         weight = self.settings.unlabelled_weight * float(is_learnt)
@@ -134,13 +139,14 @@ class SemiStudent(SemiBaseDetector):
             image = self._image(sample) if len(masks) else None
             refined = self.refiner.refine(sample.img_id, image, masks, rng)
             outcomes.update(refined.outcomes)
-            labels.append(to_view(refined, masks.labels, view, min_pixels=self.settings.min_pixels))
+            found = to_view(refined, masks.labels, view, min_pixels=self.settings.min_pixels)
+            labels.append(replace(found, unsure=_unsure(query, refined)))
             if self.settings.watch_quality and "hidden_truth" in sample:
                 # As many pixels as of the refined: leaving small ones out would look like an improvement.
                 teacher = to_view(_unrefined(masks), masks.labels, view, min_pixels=self.settings.min_pixels)
                 before += _quality(teacher, sample)
                 after += _quality(labels[-1], sample)
-        log = {f"refiner/{name}": float(outcomes[name]) for name in ("matched", "kept", "empty")}
+        log = {f"refiner/{name}": float(outcomes[name]) for name in OUTCOMES}
         log["pseudo/per_image"] = sum(len(label.labels) for label in labels) / len(labels)
         for name, quality in (("teacher", before), ("refined", after)):
             if quality.num_matched:
@@ -214,7 +220,17 @@ def _prefixed(prefix: str, losses: Mapping[str, Any]) -> dict[str, Any]:
     return {f"{prefix}/{name}": value for name, value in losses.items()}
 
 
-def _with_targets(sample: DetDataSample, mixed: Sample, device: torch.device) -> DetDataSample:
+def _unsure(queries: TeacherQueries, refined: Refined) -> Tensor | None:
+    """[M, h, w] bool: the teacher's unsure masks, and those that SAM does not bear out; None where there is none."""
+    dropped = [index for index, outcome in enumerate(refined.outcomes) if outcome == "dropped"]
+    parts = [queries.unsure] if queries.unsure is not None else []
+    parts += [queries.logits[dropped] > 0] if dropped else []
+    return torch.cat(parts) if parts else None
+
+
+def _with_targets(
+    sample: DetDataSample, mixed: Sample, device: torch.device, *, unsure: Tensor | None = None
+) -> DetDataSample:
     """The sample with pseudo-labels as ground truth, in the view's whole canvas.
 
     The head makes the masks where the labels are, and compares both with outputs on ``device``.
@@ -229,6 +245,8 @@ def _with_targets(sample: DetDataSample, mixed: Sample, device: torch.device) ->
         full = [np.ones((height, width), np.float32) if weight is None else weight for weight in weights]
         instances.pixel_weights = torch.from_numpy(np.stack(full)).to(device)
     target = DetDataSample(metainfo=sample.metainfo)
+    if unsure is not None:
+        target.set_metainfo({UNSURE: unsure})
     target.gt_instances = instances
     return target
 

@@ -7,7 +7,7 @@ maps the teacher's probabilities in and the result back. N and the order of inst
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal, Protocol
+from typing import Literal, Protocol, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,8 +15,14 @@ from numpy.typing import NDArray
 from pipeline.errors import ConfigError
 from pipeline.masks.window import Window, bounding_window
 
-Outcome = Literal["matched", "kept", "empty"]
-"""matched: the mask comes from SAM. kept: it is the teacher's. empty: the teacher's, and it has no pixel."""
+Outcome = Literal["matched", "kept", "empty", "dropped"]
+"""matched: the mask comes from SAM. kept: it is the teacher's. empty: the teacher's, and it has no pixel. dropped: SAM
+does not bear the teacher's mask out, and none is given."""
+
+Unmatched = Literal["keep", "drop"]
+"""What becomes of a teacher mask for which SAM has none, or none that is accepted. Both papers keep it."""
+
+UNMATCHED: tuple[str, ...] = get_args(Unmatched)
 
 
 @dataclass(frozen=True)
@@ -80,7 +86,7 @@ class Refined:
     weights: list[NDArray[np.float32] | None]
     """N loss weights per pixel, [H, W] each; None means 1 everywhere."""
     outcomes: list[Outcome]
-    """N outcomes."""
+    """N outcomes; a mask that is dropped has no pixel."""
 
 
 class Refiner(Protocol):
@@ -112,6 +118,13 @@ def teacher_outcomes(masks: NDArray[np.bool_]) -> list[Outcome]:
         "kept", or "empty" for a mask without a pixel.
     """
     return ["kept" if mask.any() else "empty" for mask in masks]
+
+
+def drop_unmatched(masks: NDArray[np.bool_], outcomes: list[Outcome]) -> None:
+    """Empty, in place, the masks [N, H, W] that are kept, and say so in their outcomes."""
+    for index, outcome in enumerate(outcomes):
+        if outcome == "kept":
+            masks[index], outcomes[index] = False, "dropped"
 
 
 def check_number(

@@ -12,7 +12,16 @@ from numpy.typing import NDArray
 from pipeline.masks.library import MaskLibrary, another_size
 from pipeline.masks.overlap import mask_iou
 from pipeline.masks.resample import resampled_library, resampled_mask
-from pipeline.refine.interface import Refined, TeacherMasks, check_choice, check_number, teacher_outcomes
+from pipeline.refine.interface import (
+    UNMATCHED,
+    Refined,
+    TeacherMasks,
+    Unmatched,
+    check_choice,
+    check_number,
+    drop_unmatched,
+    teacher_outcomes,
+)
 from pipeline.refine.matching import AcceptRule, Matcher
 from pipeline.refine.pixel_weight import WEIGHT_SCOPES, WeightScope, instance_weights
 
@@ -35,6 +44,8 @@ class MatchSettings:
     """A proposal larger than this multiple of the teacher mask is not considered (background floods CPI-U)."""
     min_iou_with_teacher: float | None = None
     """A result with a lower IoU with the teacher mask is not used."""
+    unmatched: Unmatched = "keep"
+    """What becomes of a teacher mask without a match, or whose match is not used."""
     union_with_teacher: bool = False
     """Add the teacher mask to the result; in the papers it is not in the union."""
     pixel_weights: WeightScope = "unmatched"
@@ -47,6 +58,7 @@ class MatchSettings:
         """Refuse values out of range (ConfigError)."""
         check_number("max_area_ratio", self.max_area_ratio, high=float("inf"), optional=True)
         check_number("min_iou_with_teacher", self.min_iou_with_teacher, optional=True)
+        check_choice("unmatched", self.unmatched, UNMATCHED)
         check_choice("pixel_weights", self.pixel_weights, WEIGHT_SCOPES)
         if self.match_resolution != "native":
             check_number("match_resolution", self.match_resolution, low=1, high=_MAX_SIDE, whole=True)
@@ -64,8 +76,8 @@ def refine_from_library(
         settings: Guards and weights.
 
     Returns:
-        N instances: "matched" with the clipped union, else the teacher mask, "kept" or "empty". An empty teacher mask
-        is never matched, nor is one without a pixel at the resolution of matching.
+        N instances: "matched" with the clipped union, else the teacher mask, "kept" or "empty", or none, "dropped". An
+        empty teacher mask is never matched, nor is one without a pixel at the resolution of matching.
 
     Raises:
         InputError: The library is of an image of another size.
@@ -85,6 +97,8 @@ def refine_from_library(
             union |= mask
         if settings.min_iou_with_teacher is None or mask_iou(union, mask) >= settings.min_iou_with_teacher:
             refined[index], outcomes[index] = union, "matched"
+    if settings.unmatched == "drop":
+        drop_unmatched(refined, outcomes)
     weights = instance_weights(masks.probabilities, outcomes, scope=settings.pixel_weights)
     return Refined(masks=refined, weights=weights, outcomes=outcomes)
 

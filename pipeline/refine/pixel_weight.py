@@ -47,7 +47,7 @@ def instance_weights(
 
     Args:
         probabilities: [N, H, W] teacher probabilities.
-        outcomes: N outcomes. Both "kept" and "empty" count as unmatched, as in the released code.
+        outcomes: N outcomes. All but "matched" count as unmatched, as in the released code.
         scope: Which instances get weights.
 
     Returns:

@@ -14,7 +14,16 @@ from torch import Tensor
 from pipeline.errors import InputError
 from pipeline.masks.overlap import mask_iou
 from pipeline.masks.points import SAMPLING_RULES, SamplingRule
-from pipeline.refine.interface import Refined, TeacherMasks, check_choice, check_number, teacher_outcomes
+from pipeline.refine.interface import (
+    UNMATCHED,
+    Refined,
+    TeacherMasks,
+    Unmatched,
+    check_choice,
+    check_number,
+    drop_unmatched,
+    teacher_outcomes,
+)
 from pipeline.refine.pixel_weight import WEIGHT_SCOPES, WeightScope, instance_weights
 from pipeline.refine.prompts import PROMPT_KINDS, Prompt, PromptKind, make_prompts, stacked_logits, stacked_points
 from pipeline.sam.batches import BatchSize, in_batches
@@ -40,6 +49,8 @@ class PointSettings:
     """A SAM mask with a lower IoU with the teacher mask is not used."""
     min_predicted_iou: float | None = None
     """A SAM mask that SAM itself rates lower is not used."""
+    unmatched: Unmatched = "keep"
+    """What becomes of a teacher mask where SAM's is not used."""
     pixel_weights: WeightScope = "off"
     """Which instances get PWA weights; S4M has none."""
 
@@ -50,6 +61,7 @@ class PointSettings:
         check_number("min_iou_with_teacher", self.min_iou_with_teacher, optional=True)
         check_number("min_predicted_iou", self.min_predicted_iou, optional=True)
         check_choice("prompt", self.prompt, PROMPT_KINDS)
+        check_choice("unmatched", self.unmatched, UNMATCHED)
         check_choice("sampling", self.sampling, SAMPLING_RULES)
         check_choice("pixel_weights", self.pixel_weights, WEIGHT_SCOPES)
 
@@ -60,7 +72,8 @@ class PointPromptRefiner:
 
     Eq: S4M/refine: the refined mask of an instance is SAM's answer to its K sampled points; of SAM's three candidates
     the one with the highest predicted IoU is taken. A SAM mask that is empty inside the visible region is a failure:
-    the teacher mask stays ("kept", or "empty" if it has no pixel either); the released code keeps the empty one.
+    the teacher mask stays ("kept", or "empty" if it has no pixel either), unless such masks are to be dropped; the
+    released code keeps the empty one.
 
     The other prompts of S4M's Table A.2 differ in what is asked only: a box gets three candidates too; to a mask SAM
     has one answer, because nothing about it is ambiguous.
@@ -89,6 +102,8 @@ class PointPromptRefiner:
             answer, index = mask & masks.visible, prompt.instance
             if self._accepts(answer, refined[index], predicted_iou):
                 refined[index], outcomes[index] = answer, "matched"
+        if settings.unmatched == "drop":
+            drop_unmatched(refined, outcomes)
         weights = instance_weights(masks.probabilities, outcomes, scope=settings.pixel_weights)
         return Refined(masks=refined, weights=weights, outcomes=outcomes)
 

@@ -139,6 +139,17 @@ def test_overwrite_removes_nothing_where_the_run_would_be_refused(settings, tmp_
     assert store_files(Path(settings.store)) == before
 
 
+def test_a_dry_run_finds_a_wrong_image_folder_and_tells_its_plan_all_the_same(settings, tmp_path, capsys):
+    (tmp_path / "elsewhere").mkdir()
+    wrong = replace(settings, image_root=str(tmp_path / "elsewhere"))
+    with pytest.raises(TooManyQuarantinedError, match="7 of 7 images are broken"):
+        precompute(wrong, make_backend=fake_sam, dry_run=True)
+    assert "proposals: 4 shards to compute" in capsys.readouterr().out
+    # A store that is complete needs no image any more.
+    precompute(settings, make_backend=fake_sam)
+    precompute(wrong, make_backend=fake_sam, dry_run=True)
+
+
 @pytest.mark.parametrize("dry_run", [False, True])
 def test_overwrite_of_one_kind_is_refused_where_the_other_stays_with_another_sam(settings, dry_run):
     precompute(settings, make_backend=fake_sam)

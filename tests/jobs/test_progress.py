@@ -33,7 +33,6 @@ def test_lines_come_every_few_seconds_and_at_the_end(clock):
     assert stream.getvalue().splitlines() == [
         "proposals: 5 of 10 images, 1 images/s, 0:05 left",
         "proposals: 10 of 10 images, 1 images/s, 0:10 in all",
-        "proposals: 10 of 10 images, 1 images/s, 0:10 in all",
     ]
 
 

@@ -229,8 +229,9 @@ def test_overwrite_removes_nothing_where_the_run_would_be_refused(
         label(student, run, options, overwrite=True, ray_address="127.0.0.1:1")
     shutil.copytree(root / "scenes", tmp_path / "scenes", ignore=shutil.ignore_patterns("*.png", "*.jpg"))
     empty = [f"data_root={tmp_path / 'scenes'}", *toys.TINY, *FILTER]
-    with pytest.raises(TooManyQuarantinedError):
-        label(student, run, empty, overwrite=True)
+    for dry_run in (True, False):
+        with pytest.raises(TooManyQuarantinedError):
+            label(student, run, empty, overwrite=True, dry_run=dry_run)
     assert data_files(run) == before
     shutil.copytree(library, tmp_path / "library")  # of another SAM than the labels
     for dry_run in (True, False):

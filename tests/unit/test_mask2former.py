@@ -118,6 +118,36 @@ def test_weights_survive_the_preparation_of_ground_truth(heads):
     assert torch.equal(prepared[0].masks, torch.from_numpy(blocks(2, SIZE)).long())
 
 
+@pytest.mark.parametrize("with_weights", [False, True])
+def test_a_query_that_lies_on_something_unsure_is_not_told_that_it_is_nothing(heads, with_weights):
+    """Only its own classes are left in peace: not those of other queries, nor any query that has an object."""
+    classes, masks, truth = outputs((2, 1))
+    if with_weights:
+        for instances in truth:
+            instances.pixel_weights = torch.ones(instances.masks.shape)
+    torch.manual_seed(11)
+    matches = [heads[1]._get_targets_single(c, m, g, {})[6] for c, m, g in zip(classes, masks, truth, strict=True)]
+    taught = matches[0].pos_inds[0]
+    free = next(query for query in range(QUERIES) if query not in matches[0].pos_inds)
+    unsure = masks[0, [taught, free]].detach() > 0
+
+    def gradients(**meta):
+        classes.grad = masks.grad = None
+        torch.manual_seed(11)
+        found = heads[1]._loss_by_feat_single(classes, masks, truth, [meta, {}])
+        sum(value.sum() for value in found).backward()
+        return classes.grad.clone(), masks.grad.clone()
+
+    (plain, of_masks), (excused, of_masks_then) = gradients(), gradients(unsure_masks=unsure)
+    assert plain[0, free].abs().sum() > 0
+    assert excused[0, free].abs().sum() == 0
+    excused[0, free] = plain[0, free]
+    assert torch.equal(excused, plain)
+    assert torch.equal(of_masks, of_masks_then)
+    nothing = gradients(unsure_masks=unsure[:0])
+    assert torch.equal(nothing[0], plain)
+
+
 FLIP_CROP = np.array([[-1.5, 0, 70], [0, 1.5, -9], [0, 0, 1]], np.float32)
 """Enlarge by 1.5, flip (view width 84 - 0), cut 14 columns and 9 rows off: canonical 40 x 56 to a 48 x 64 window."""
 GRID = (6, 7)

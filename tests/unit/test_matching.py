@@ -62,6 +62,9 @@ def dense_refine(name, proposals, teacher, thresholds, guards):
         if chosen and (least is None or (union & mask).sum() / (union | mask).sum() >= least):
             mask[:] = union
             outcomes.append("matched")
+        elif mask.any() and guards["unmatched"] == "drop":
+            mask[:] = False
+            outcomes.append("dropped")
         else:
             outcomes.append("kept" if mask.any() else "empty")
     return masks, outcomes
@@ -121,6 +124,7 @@ def test_matching_equals_the_dense_rule(name, data):
         "max_area_ratio": data.draw(st.sampled_from([None, None, 0.0, 1.0, 1.5, 4.0])),
         "min_iou_with_teacher": data.draw(st.sampled_from([None, None, 0.0, 0.4, 1.0])),
         "union_with_teacher": data.draw(st.booleans()),
+        "unmatched": data.draw(st.sampled_from(["keep", "keep", "drop"])),
     }
     library = library_of(proposals, slack=data.draw(st.sampled_from([0.0, 0.0, 0.4, 3.0])))
     refined = build_refiner(name, proposals=Held(library), **limits, **guards).refine(
@@ -159,7 +163,12 @@ def test_matching_equals_the_dense_rule_on_blobs(name, view):
             1, None, teacher, np.random.default_rng(0)
         )
         limits = dict.fromkeys(THRESHOLDS[name], 0.5 if name == "iom" else 0.7)
-        guards = {"max_area_ratio": None, "min_iou_with_teacher": None, "union_with_teacher": False}
+        guards = {
+            "max_area_ratio": None,
+            "min_iou_with_teacher": None,
+            "union_with_teacher": False,
+            "unmatched": "keep",
+        }
         expected, outcomes = dense_refine(name, proposals, teacher, limits, guards)
         np.testing.assert_array_equal(refined.masks, expected)
         assert refined.outcomes == outcomes

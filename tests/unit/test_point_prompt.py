@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.errors import InputError
+from pipeline.errors import ConfigError, InputError
 from pipeline.refine.interface import TeacherMasks
 from pipeline.refine.point_prompt import PointPromptRefiner, PointSettings
 from pipeline.sam.interface import ImageEmbedding, PointMasks
@@ -193,6 +193,18 @@ def test_gates_are_off_by_default_and_refuse_when_set():
     assert outcomes(min_iou_with_teacher=0.15) == ["kept", "matched"]
     assert outcomes(min_predicted_iou=0.94) == ["matched", "matched"]
     assert outcomes(min_predicted_iou=0.96) == ["kept", "kept"]
+
+
+def test_what_sam_does_not_bear_out_is_dropped_if_asked():
+    image, _, seeds = two_objects()
+    seeds = np.concatenate([seeds, np.zeros((1, *SIZE_HW), bool)])
+    settings = PointSettings(min_iou_with_teacher=0.15, unmatched="drop")
+    refined = refine(PointPromptRefiner(FakeSam(), settings), teacher_of(seeds), image)
+    assert refined.outcomes == ["dropped", "matched", "empty"]
+    assert not refined.masks[0].any()
+    assert refined.masks[1].any()
+    with pytest.raises(ConfigError, match="unmatched"):
+        PointSettings(unmatched="leave")
 
 
 def test_embedding_cache_replaces_the_image():

@@ -11,6 +11,7 @@ from pipeline.masks.rle import encode
 from pipeline.models.pseudo_labels import (
     PseudoLabelFilter,
     TeacherQueries,
+    excused,
     filter_queries,
     mask_nms,
     to_canonical,
@@ -118,6 +119,39 @@ def test_duplicates_stay_unless_asked_and_go_whatever_their_class():
     assert kept.labels.tolist() == [1, 0]
     assert torch.equal(kept.logits, masks[1:])
     assert kept.scores.tolist() == pytest.approx([0.9, 0.85])
+
+
+def test_likely_queries_that_are_no_labels_are_unsure_but_for_a_labels_second_one():
+    classes = class_logits(
+        [0.8, 0.1, 0.1],  # a label
+        [0.4, 0.05, 0.55],  # on the same place
+        [0.45, 0.05, 0.5],  # likely, though nothing is likelier
+        [0.3, 0.3, 0.4],  # its likeliest class is not above the threshold
+        [0.05, 0.6, 0.35],  # likely, but too small
+        [0.05, 0.65, 0.3],
+    )
+    spans = (0, 10), (0, 7), (10, 20), (20, 30), (30, 32), (30, 40)
+    masks = torch.where(stripes(*spans, width=40), 5.0, -9.0).double()
+    assert filter_queries(classes, masks, PseudoLabelFilter()).unsure is None
+    kept = filter_queries(classes, masks, PseudoLabelFilter(unsure_threshold=0.3))
+    assert kept.labels.tolist() == [0]
+    assert torch.equal(kept.unsure, masks[[2, 5]] > 0)
+    all_likely = filter_queries(classes, masks, PseudoLabelFilter(unsure_threshold=0.0))
+    assert torch.equal(all_likely.unsure, masks[[2, 3, 5]] > 0)
+
+
+def test_what_overlaps_by_half_is_excused():
+    unsure = stripes((0, 8), (12, 12))
+    masks = stripes((0, 4), (0, 3), (4, 10), (2, 10), (12, 12))
+    assert excused(masks, unsure).tolist() == [True, False, False, True, False]  # IoU 4/8, 3/8, 4/10, 6/10; empty
+    assert excused(masks, unsure[:0]).tolist() == [False] * 5
+    assert excused(masks[:0], unsure).tolist() == []
+
+
+@pytest.mark.parametrize("threshold", [-0.1, 0.71])
+def test_an_unsure_threshold_above_that_of_labels_is_refused(threshold):
+    with pytest.raises(ConfigError, match="unsure_threshold"):
+        PseudoLabelFilter(unsure_threshold=threshold)
 
 
 @pytest.mark.parametrize("threshold", [0.0, -0.5, 1.01])

@@ -11,6 +11,7 @@ from mmengine.optim import OptimWrapper
 from PIL import Image
 from torch import Tensor, nn
 
+from data_schemas.pseudo_labels import OUTCOMES
 from pipeline.data.referring.sample import ReferSample
 from pipeline.errors import ConfigError
 from pipeline.masks.library import MaskLibrary
@@ -198,7 +199,7 @@ def test_a_step_moves_the_student_and_not_the_teacher(folder, library, refiner):
     wrapper = OptimWrapper(torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1))
     logged = model.train_step(batch(folder), wrapper)
     assert torch.isfinite(logged["loss"])
-    outcomes = {name: float(logged[f"refiner/{name}"]) for name in ("matched", "kept", "empty")}
+    outcomes = {name: float(logged[f"refiner/{name}"]) for name in OUTCOMES}
     assert sum(outcomes.values()) == 2
     assert (outcomes["matched"] > 0) == (refiner["name"] != "none")
     moved = [name for name, value in model.state_dict().items() if not torch.equal(value, before[name])]
@@ -248,6 +249,7 @@ def test_the_step_is_the_released_one_written_out(folder, library):
         "refiner/matched": 1,
         "refiner/kept": 1,
         "refiner/empty": 0,
+        "refiner/dropped": 0,
         "pseudo/pwa_share": 0.5,
         "pseudo/dropped": 0,
     }
@@ -335,6 +337,15 @@ def test_empty_pseudo_labels_are_counted_and_learnt_if_wanted(folder, learn_empt
     assert float(found["refiner/empty"]) == 2
     assert (float(found["unsup/loss_mask"].detach()) > 0) == learn_empty
     found["unsup/loss_mask"].backward()  # other workers wait for this gradient
+
+
+@pytest.mark.parametrize("learn_empty", [True, False])
+def test_a_label_that_the_library_does_not_bear_out_is_not_learnt_if_asked(folder, library, learn_empty):
+    library.masks = np.zeros((0, SIDE, SIDE), bool)
+    found = losses_of(centred(build(refiner=CPI_U | {"unmatched": "drop"}, learn_empty=learn_empty)), batch(folder))
+    assert float(found["refiner/dropped"]) == 2
+    assert float(found["unsup/loss_mask"].detach()) == 0
+    found["unsup/loss_mask"].backward()
 
 
 def test_the_least_confident_are_dropped(folder):

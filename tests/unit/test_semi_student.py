@@ -13,6 +13,7 @@ from mmengine.structures import InstanceData
 from PIL import Image
 from toy_models import MEAN, NUM_CLASSES, STD, blocks, build_detector, detector_config, preprocessor_config, sample_of
 
+from data_schemas.pseudo_labels import OUTCOMES
 from pipeline.data.arp import Sample
 from pipeline.errors import ConfigError
 from pipeline.masks.library import MaskLibrary
@@ -133,7 +134,7 @@ def test_a_step_moves_the_student_and_not_the_teacher(folder, with_fakes, name):
     logged = model.train_step(batch(folder), wrapper)
     assert float(logged["pseudo/per_image"]) > 0
     assert np.isfinite(float(logged["loss"]))
-    outcomes = {n: float(logged[f"refiner/{n}"]) for n in ("matched", "kept", "empty")}
+    outcomes = {n: float(logged[f"refiner/{n}"]) for n in OUTCOMES}
     assert sum(outcomes.values()) > 0
     assert (outcomes["matched"] == 0) == (name == "none")
     moved = {n for n, v in model.state_dict().items() if not torch.equal(v, before[n])}
@@ -289,6 +290,38 @@ def test_quality_is_told_before_and_after_refinement(folder):
         sample.hidden_truth = InstanceData(labels=torch.tensor([2]), masks=torch.from_numpy(truth[None]))
     _, log = model.refined_labels(queries, samples, np.random.default_rng(0))
     assert log["quality/teacher_ca"] == log["quality/refined_ca"] == 0.0
+
+
+class Dropping:
+    """Bears out the first mask and no other."""
+
+    def refine(self, image_id, image, masks, rng):
+        given = masks.masks
+        given[1:] = False
+        return Refined(given, [None] * len(masks), ["matched"] + ["dropped"] * (len(masks) - 1))
+
+
+def test_what_sam_does_not_bear_out_and_what_the_teacher_is_unsure_of_are_neither_learnt_nor_background(
+    folder, monkeypatch
+):
+    model = build_student(arp={"mode": "static"})
+    samples, _ = _one_query(model, folder)
+    masks = torch.zeros(3, 16, 16, dtype=torch.bool)
+    masks[0, 2:7, 2:7] = masks[1, 2:7, 9:14] = masks[2, 9:14, 2:7] = True
+    logits = torch.where(masks, 9.0, -9.0)
+    query = TeacherQueries(logits[:2], torch.tensor([1, 2]), torch.tensor([0.9, 0.8]), unsure=masks[2:])
+    monkeypatch.setattr(model, "teacher_queries", lambda inputs, given: [query for _ in given])
+    model.refiner = Dropping()
+    learnt, learn = [], model.student.loss
+    monkeypatch.setattr(model.student, "loss", lambda *given: learnt.append(given) or learn(*given))
+    logged = losses_of(model, batch(folder))
+    assert float(logged["refiner/dropped"]) == float(logged["refiner/matched"]) == len(samples)
+    assert float(logged["pseudo/per_image"]) == 1
+    (_, labelled), (_, targets) = learnt
+    assert all("unsure_masks" not in sample.metainfo for sample in labelled)
+    for target in targets:
+        assert set(target.gt_instances.labels.tolist()) == {1}
+        assert torch.equal(target.metainfo["unsure_masks"], masks[[2, 1]])
 
 
 def test_a_refiner_that_changes_nothing_improves_nothing(folder):

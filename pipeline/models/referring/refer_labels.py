@@ -20,7 +20,7 @@ class ReferLabel:
     """A pseudo-label in the pixels of the view."""
 
     mask: NDArray[np.bool_]
-    """[H, W] what is learnt."""
+    """[H, W] what is learnt, unless the label is dropped."""
     weights: NDArray[np.float32] | None
     """[H, W] PWA weights; None is 1 everywhere."""
     outcome: Outcome
@@ -62,5 +62,7 @@ def refer_label(
         if len(found.masks):  # else it lies between the pixels of the view, and the label is as one without a match
             weights = None if refined.weights[0] is None else pixel_weights(probability)
             return ReferLabel(found.masks[0], weights, "matched", own, confidence)
+    if refined.outcomes[0] == "dropped":
+        return ReferLabel(own, None, "dropped", own, confidence)
     weights = None if weight_scope(refiner) == "off" else pixel_weights(probability)
     return ReferLabel(own, weights, "empty" if confidence is None else "kept", own, confidence)

@@ -13,6 +13,7 @@ from mmengine.model import BaseModel
 from mmengine.registry import MODELS
 from torch import Tensor
 
+from data_schemas.pseudo_labels import OUTCOMES
 from pipeline.data.referring.views import JitterSettings, jittered
 from pipeline.distill.self_similarity import View
 from pipeline.errors import ConfigError
@@ -129,8 +130,8 @@ class SemiReferStudent(BaseModel):
             )
             for image_logits, sample in zip(logits, samples, strict=True)
         ]
-        outcomes = Counter(label.outcome for label in labels)
-        log = {f"refiner/{name}": float(outcomes[name]) for name in ("matched", "kept", "empty")}
+        outcomes: Counter[str] = Counter(label.outcome for label in labels)
+        log = {f"refiner/{name}": float(outcomes[name]) for name in OUTCOMES}
         log["pseudo/pwa_share"] = sum(label.weights is not None for label in labels) / len(labels)
         return labels, log | (self._quality(labels, samples) if self.settings.watch_quality else {})
 
@@ -197,7 +198,8 @@ class SemiReferStudent(BaseModel):
             self.confidence is None or label.confidence is None or self.confidence.keeps(label.confidence)
             for label in labels
         ]
-        wanted = [label.outcome != "empty" or self.settings.learn_empty for label in labels]
+        unwanted = {"dropped"} if self.settings.learn_empty else {"dropped", "empty"}
+        wanted = [label.outcome not in unwanted for label in labels]
         return torch.tensor(sure) & torch.tensor(wanted), sure.count(False)
 
     def _quality(self, labels: Sequence[ReferLabel], samples: Sequence[Any]) -> dict[str, float]:
