@@ -207,7 +207,9 @@ def _identity(labeller: Labeller, source: Source, images: Sequence[ImageKey], *,
 def _asked(labeller: Labeller) -> dict[str, Any]:
     if isinstance(labeller, ReferLabeller):
         return {"questions": labeller.digest(), "model": labeller.network_digest}
-    return {"category_ids": list(labeller.category_ids), "filter": asdict(labeller.filter)}
+    chosen = asdict(labeller.filter)
+    chosen.pop("unsure_threshold")  # of what becomes no label
+    return {"category_ids": list(labeller.category_ids), "filter": chosen}
 
 
 def _guide(refiner: Mapping[str, Any], images: Sequence[ImageKey]) -> tuple[str, str, dict[str, Any]]:

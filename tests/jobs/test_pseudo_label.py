@@ -209,6 +209,12 @@ def test_dry_run_writes_nothing(options, student, tmp_path, capsys):
     assert not (tmp_path / "run").exists()
 
 
+def test_what_decides_no_label_makes_no_other_run_of_it(finished, options, student, tmp_path, capsys):
+    shutil.copytree(finished, tmp_path / "run")
+    label(student, tmp_path / "run", [*options, "model.pseudo_labels.unsure_threshold=0.3"])
+    assert "already finished" in capsys.readouterr().out
+
+
 def test_overwrite_starts_again(finished, options, student, tmp_path):
     shutil.copytree(finished, tmp_path / "run")
     other = [*options, "pseudo_label.images_per_shard=1", "model.pseudo_labels.score_threshold=0.99"]
