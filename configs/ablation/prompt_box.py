@@ -2,7 +2,7 @@
 
 Claim (to be tested): a box says how far the object reaches, but also how far the teacher's error does. scenes-nano
 never saw a box in its training, so this row says nothing of boxes unless model.refiner.sam names a published SAM. Cost:
-about 6 minutes of one core, as student/scenes_points.
+about 7 minutes of one core, as student/scenes_points.
 
     s4m-pipeline train-student configs/ablation/prompt_box.py
 """

@@ -1,7 +1,7 @@
 """S4M's Table A.2 on the scenes, SAM asked with one point of the teacher's mask; otherwise as student/scenes_points.
 
 Claim (paper): several points keep SAM from answering with a part of the object; this row is what they are compared
-with. Cost: about 6 minutes of one core, as student/scenes_points.
+with. Cost: about 7 minutes of one core, as student/scenes_points.
 
     s4m-pipeline train-student configs/ablation/prompt_points_1.py
 """

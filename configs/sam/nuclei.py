@@ -1,7 +1,7 @@
 """SAM artefacts of the nuclei images, by the embedded SAM, which has never seen a cell.
 
 Claim: that the pipeline takes real images (RGBA, many sizes, hundreds of small touching objects); for good masks name
-a real SAM. Cost: about 3 s an image on one core (32 x 32 clicks).
+a real SAM. Cost: about 2 s an image on one core (32 x 32 clicks).
 
 ``DIR/train.json`` is a COCO file of the images to train on, in IMAGES; the split says which of them are labelled:
 

@@ -1,8 +1,9 @@
 """The S4M student on the scenes: teacher masks refined by SAM from 3 points each, ARP, burn-in, EMA.
 
-Claim: refined pseudo-labels on the unlabelled scenes beat the teacher (paper Table 6). Cost: about 6 minutes of one
+Claim: refined pseudo-labels on the unlabelled scenes beat the teacher (paper Table 6). Cost: about 7 minutes of one
 core. The teacher is the structural one. The student goes on from its weights: in a run this short one that begins anew,
-as the papers' do, ends 1 to 4 AP lower (README, table anew; ``init_checkpoint=scenes-base`` and ``init_skip=None``).
+as the papers' do, ends up to 3 AP lower, or level (README, table anew; ``init_checkpoint=scenes-base`` and
+``init_skip=None``).
 
     s4m-pipeline train-student configs/student/scenes_points.py
 """

@@ -1,7 +1,7 @@
 """Teacher on the scenes with structural distillation: S4M's first stage.
 
-Claim: SAM's decoder self-similarity, precomputed, improves the teacher (paper Table 3). Cost: as the baseline, plus
-about 5 % per step, plus ``precompute-sam`` once.
+Claim: SAM's decoder self-similarity, precomputed, improves the teacher (paper Table 3; not so here: README). Cost: as
+the baseline, plus about 5 % per step, plus ``precompute-sam`` once.
 
     s4m-pipeline precompute-sam configs/sam/scenes.py
     s4m-pipeline train-teacher configs/teacher/scenes_structural.py

@@ -1,6 +1,6 @@
 """Teacher on the scenes, labels only: the baseline of every table.
 
-Claim: what a Mask2Former learns from the labelled scenes alone. Cost: about 2 minutes on 2 cores.
+Claim: what a Mask2Former learns from the labelled scenes alone. Cost: about 4 minutes of one core.
 
     s4m-pipeline train-teacher configs/teacher/scenes_supervised.py
 """

@@ -57,7 +57,7 @@ def student_step(folder: Path) -> Iterator[Case]:
     data = make_data(folder, num_images=16)
     train_teacher(folder, data, steps=60)
     backends: Mapping[str, Callable[[], SamBackend]] = {
-        "scenes-nano, 256 pixels": lambda: build_backend("scenes-nano"),
+        "scenes-nano, 384 pixels": lambda: build_backend("scenes-nano"),
         f"{_TINY}'s geometry, random weights, 1024 pixels": lambda: random_backend(_TINY, device="cpu"),
     }
     for name, make in backends.items():
