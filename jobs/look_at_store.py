@@ -91,11 +91,11 @@ def look(store_uri: str, images: Path, image_root: Path | None, out: Path, *, nu
 
 
 def _row(coco: CocoSet, image: CocoImage, proposals: list[Proposal], height: int) -> Pixels:
-    """BGR: the image, its instances where there are any, its proposals (the smallest on top)."""
+    """BGR: the image, its instances if the set knows any, its proposals (the smallest on top)."""
     pixels = read_image(coco.path_of(image))
     truth = [entry.rle for entry in coco.annotations[image.image_id] if not entry.iscrowd]
     by_area = [rle.of_proposal(p) for p in sorted(proposals, key=lambda p: -p.area)]
-    columns = [pixels, *([_outlined(pixels, truth, height)] if truth else []), _outlined(pixels, by_area, height)]
+    columns = [pixels, *([_outlined(pixels, truth, height)] if any(coco.annotations.values()) else []), _outlined(pixels, by_area, height)]
     tiles = [_resized(column, height) for column in columns]
     gap = np.zeros((height, _GAP, 3), np.uint8)
     return np.concatenate([part for tile in tiles for part in (tile, gap)], axis=1)[..., ::-1]

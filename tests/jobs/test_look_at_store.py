@@ -1,5 +1,6 @@
 """Looking at a store: images drawn, the figures those of the masks."""
 
+import json
 import re
 
 import cv2
@@ -49,6 +50,17 @@ def test_the_picture_and_the_figures(scenes, store, tmp_path):
     image, instances, proposals = (picture[:96, k * 102 : k * 102 + 96] for k in range(3))
     assert not np.array_equal(image, instances)
     assert not np.array_equal(image, proposals)
+
+
+def test_an_image_without_an_object_stands_in_the_same_columns(scenes, store, tmp_path):
+    content = json.loads(scenes.annotations("train").read_text())
+    empty = content["images"][-1]["id"]
+    content["annotations"] = [entry for entry in content["annotations"] if entry["image_id"] != empty]
+    (tmp_path / "train.json").write_text(json.dumps(content))
+    look(store, tmp_path / "train.json", scenes.image_root, tmp_path / "look.png", num=3, height=96)
+    last = cv2.imread(str(tmp_path / "look.png"))[-102:-6]
+    np.testing.assert_array_equal(last[:, :96], last[:, 102:198])
+    assert not np.array_equal(last[:, :96], last[:, 204:300])
 
 
 def test_another_data_set_is_said(scenes, store, tmp_path):
