@@ -95,7 +95,11 @@ def _row(coco: CocoSet, image: CocoImage, proposals: list[Proposal], height: int
     pixels = read_image(coco.path_of(image))
     truth = [entry.rle for entry in coco.annotations[image.image_id] if not entry.iscrowd]
     by_area = [rle.of_proposal(p) for p in sorted(proposals, key=lambda p: -p.area)]
-    columns = [pixels, *([_outlined(pixels, truth, height)] if any(coco.annotations.values()) else []), _outlined(pixels, by_area, height)]
+    columns = [
+        pixels,
+        *([_outlined(pixels, truth, height)] if any(coco.annotations.values()) else []),
+        _outlined(pixels, by_area, height),
+    ]
     tiles = [_resized(column, height) for column in columns]
     gap = np.zeros((height, _GAP, 3), np.uint8)
     return np.concatenate([part for tile in tiles for part in (tile, gap)], axis=1)[..., ::-1]

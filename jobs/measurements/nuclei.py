@@ -42,8 +42,8 @@ CLICKS = 16
 _SUPERVISED, _STRUCTURAL = Part("teacher/nuclei_supervised"), Part("teacher/nuclei_structural")
 
 
-def _student(name: str, label: str) -> Cell:
-    part = Part(f"student/nuclei_{name}")
+def _student(name: str, label: str, *options: str, config: str = "") -> Cell:
+    part = Part(f"student/nuclei_{config or name}", options)
     return Cell(name, label, _STRUCTURAL, part, labels=part)
 
 
@@ -61,6 +61,13 @@ NUCLEI = Table(
         ),
         _student("none", "student, no refinement + ARP"),
         _student("points", "student, points + ARP (S4M)"),
+        _student(
+            "agreed",
+            "the same without the masks that SAM disagrees with (IoU < 0.5)",
+            "model.refiner.min_iou_with_teacher=0.5",
+            "model.refiner.unmatched=drop",
+            config="points",
+        ),
         _student("cpi_u", "student, CPI-U + ARP"),
     ),
     figures=(*AP, "segmentation_quality", "matched_share", "found_share"),
