@@ -12,7 +12,7 @@ from mmengine.config import read_base
 with read_base():
     from .nuclei_guided import *
 
-max_iters = 300
+max_iters = 400
 learning_rate = 3e-4
 burn_in = 0
 init_checkpoint = "{teacher_checkpoint}"

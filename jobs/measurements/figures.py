@@ -41,6 +41,8 @@ SIDE = 272
 """Longest side of a panel with masks, in pixels."""
 _LOOKED_AT = 30
 """Unlabelled images of which those with most masks are shown."""
+_LEAST_SHARE = 0.01
+"""Of an image's pixels, that an object has whose self-similarity is shown."""
 
 
 class Runs:
@@ -92,7 +94,8 @@ class Labelled:
 def similarity_figure(many: Sequence[Runs], sam: SamBackend, *, images: Sequence[int]) -> Pixels:
     """S4M, figure 7: who finds which part of an image alike to one point.
 
-    Images are taken evenly from the unlabelled ones; the point is the one deepest inside the largest object.
+    Images are taken evenly from the unlabelled ones with an object of 1 % of their pixels; the point is the one deepest
+    inside the largest object.
 
     Args:
         many: Folders of runs.
@@ -103,8 +106,9 @@ def similarity_figure(many: Sequence[Runs], sam: SamBackend, *, images: Sequence
     titles = ("image and point", "SAM, encoder", "SAM, decoder", "teacher, labels only", "teacher, distilled")
     note = (
         "Cosine between the feature at the cross and every other: red 1, green 0, blue -1. Under each map: its mean "
-        "inside the object of the cross, and in the rest of the image. Unlabelled images, taken evenly; the cross is "
-        f"the point deepest inside the largest object. {sam.name}; teachers: mask features of the pixel decoder."
+        "inside the object of the cross, and in the rest of the image. Unlabelled images with an object of 1 % of "
+        "their pixels, taken evenly; the cross is the point deepest inside the largest object. "
+        f"{sam.name}; teachers: mask features of the pixel decoder."
     )
     return page(titles, rows, note)
 
@@ -113,8 +117,14 @@ def _similarity_rows(runs: Runs, sam: SamBackend, count: int) -> list[list[Panel
     dataset = runs.unlabelled()
     networks = [(runs.network(run), build_transforms(runs.config(run))) for run in (BASELINE, DISTILLED)]
     rows = []
-    for index in np.linspace(0, len(dataset) - 1, count).round().astype(int):
-        record = dataset.record(int(index))
+    coco = dataset.coco
+    with_objects = [
+        k
+        for k, image in enumerate(coco.images)
+        if any(a.area >= _LEAST_SHARE * image.height * image.width for a in coco.annotations[image.image_id])
+    ]
+    for place in np.linspace(0, len(with_objects) - 1, count).round().astype(int):
+        record = dataset.record(with_objects[place])
         image, objects = record["img"], record["gt_masks"].masks.astype(bool)
         largest = objects.sum(axis=(1, 2)).argmax()
         target = objects[largest]

@@ -81,8 +81,8 @@ class NucleiStudy(Study):
 
     source: CocoSet | None = None
     """Whole images."""
-    teacher_steps: int = 400
-    student_steps: int = 300
+    teacher_steps: int = 1200
+    student_steps: int = 400
 
     @property
     def size(self) -> Size:
@@ -229,8 +229,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--work-dir", type=Path, default=Path("work_dirs/nuclei_table"))
     parser.add_argument("--percent", type=float, default=10.0, help="of the images that are labelled (%(default)s)")
     parser.add_argument("--seeds", type=int, default=1, help="1 to N (%(default)s)")
-    parser.add_argument("--teacher-steps", type=int, default=400)
-    parser.add_argument("--student-steps", type=int, default=300)
+    parser.add_argument("--teacher-steps", type=int, default=1200)
+    parser.add_argument("--student-steps", type=int, default=400)
     parser.add_argument("--at-once", type=int, help="trainings beside each other (as many as cores)")
     args = parser.parse_args(arguments)
     try:
