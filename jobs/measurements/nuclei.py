@@ -71,7 +71,7 @@ NUCLEI = Table(
         _student("cpi_u", "student, CPI-U + ARP"),
     ),
     figures=(*AP, "segmentation_quality", "matched_share", "found_share"),
-    headlines=AP,
+    headlines=(*AP, "matched_share", "found_share"),
 )
 
 
