@@ -52,7 +52,7 @@ class PseudoLabelFilter:
             )
         if self.unsure_threshold is not None and not 0 <= self.unsure_threshold <= self.score_threshold:
             raise ConfigError(
-                "a query cannot be too sure for a label",
+                "the unsure threshold is no probability, or above the score threshold",
                 where="unsure_threshold",
                 expected=f"0 to score_threshold, which is {self.score_threshold:g}, or None",
                 got=self.unsure_threshold,

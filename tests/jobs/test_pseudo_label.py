@@ -7,7 +7,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from data_schemas.pseudo_labels import PSEUDO_LABEL_SCHEMA
+from data_schemas.pseudo_labels import OUTCOMES, PSEUDO_LABEL_SCHEMA
 from jobs import evaluate, pseudo_label
 from jobs.labels.instances import PseudoLabelStage
 from jobs.labels.settings import refiner_of
@@ -101,7 +101,7 @@ def test_rows_results_and_summary_agree(finished, unlabelled):
     assert summary["pseudo_labels"] == len(results)
     assert summary["mean_per_image"] == len(results) / len(unlabelled)
     outcomes = [row["outcome"] for row in rows]
-    assert summary["outcomes"] == {name: outcomes.count(name) for name in ("matched", "kept", "empty")}
+    assert summary["outcomes"] == {name: outcomes.count(name) for name in OUTCOMES}
     for row in rows:
         for which in ("network", "refined"):
             code = rle.Rle(size=[row["height"], row["width"]], counts=row[f"{which}_rle"])
@@ -211,7 +211,8 @@ def test_dry_run_writes_nothing(options, student, tmp_path, capsys):
 
 def test_what_decides_no_label_makes_no_other_run_of_it(finished, options, student, tmp_path, capsys):
     shutil.copytree(finished, tmp_path / "run")
-    label(student, tmp_path / "run", [*options, "model.pseudo_labels.unsure_threshold=0.3"])
+    chosen = [*options, "pseudo_label.images_per_shard=1", "model.pseudo_labels.unsure_threshold=0.1"]
+    label(student, tmp_path / "run", chosen)
     assert "already finished" in capsys.readouterr().out
 
 
