@@ -24,6 +24,8 @@ from jobs.measurements.similarity_rows import cell_of, deepest_point, network_ro
 from jobs.networks import build_transforms, filter_of, label, load_network, open_config, pack
 from jobs.training.run_directory import RESOLVED, last_checkpoint
 from pipeline.data.arp import ArpSettings, PasteMode, Sample, mix_pair
+from pipeline.data.coco import CocoSet
+from pipeline.data.coco_entries import CocoImage
 from pipeline.data.instance_dataset import InstanceDataset
 from pipeline.data.photometric import strong_view
 from pipeline.errors import CheckpointError, PipelineError
@@ -117,12 +119,7 @@ def _similarity_rows(runs: Runs, sam: SamBackend, count: int) -> list[list[Panel
     dataset = runs.unlabelled()
     networks = [(runs.network(run), build_transforms(runs.config(run))) for run in (BASELINE, DISTILLED)]
     rows = []
-    coco = dataset.coco
-    with_objects = [
-        k
-        for k, image in enumerate(coco.images)
-        if any(a.area >= _LEAST_SHARE * image.height * image.width for a in coco.annotations[image.image_id])
-    ]
+    with_objects = [k for k, image in enumerate(dataset.coco.images) if _shows_an_object(dataset.coco, image)]
     for place in np.linspace(0, len(with_objects) - 1, count).round().astype(int):
         record = dataset.record(with_objects[place])
         image, objects = record["img"], record["gt_masks"].masks.astype(bool)
@@ -144,6 +141,11 @@ def _similarity_rows(runs: Runs, sam: SamBackend, count: int) -> list[list[Panel
             ]
         )
     return rows
+
+
+def _shows_an_object(coco: CocoSet, image: CocoImage) -> bool:
+    least = _LEAST_SHARE * image.height * image.width
+    return any(entry.is_taught and entry.area >= least for entry in coco.annotations[image.image_id])
 
 
 def _inside_outside(row: NDArray[np.float32], target: NDArray[np.bool_]) -> str:

@@ -95,15 +95,12 @@ def _how_made(result: Mapping[str, Any]) -> str:
     """Data, steps and the command of one table."""
     name, size, share = result["table"], result["size"], f"{result['size']['percent']:g}"
     options = f"--percent {share} --seeds {len(result['seeds'])}"
-    is_real = name == NUCLEI.name
+    images, command = "scenes", f"s4m-pipeline ablate {name} {options} --budget {result['budget']}"
+    if name == NUCLEI.name:
+        images, command = "images", f"python -m jobs.measurements.nuclei COCO_FILE --image-root DIR {options}"
     return (
-        f"{share} % of {size['num_train']} {'images' if is_real else 'scenes'} labelled, {size['num_val']} to evaluate"
-        f" on; teachers {size['teacher_steps']} steps, students {size['student_steps']}: "
-        + (
-            f"`python -m jobs.measurements.nuclei COCO_FILE --image-root DIR {options}`"
-            if is_real
-            else f"`s4m-pipeline ablate {name} {options} --budget {result['budget']}`"
-        )
+        f"{share} % of {size['num_train']} {images} labelled, {size['num_val']} to evaluate on; teachers"
+        f" {size['teacher_steps']} steps, students {size['student_steps']}: `{command}`"
     )
 
 

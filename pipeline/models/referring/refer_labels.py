@@ -42,7 +42,8 @@ def refer_label(
     """Refine what the teacher says of one sentence about one image.
 
     A matched mask is the refiner's, sampled at the view's pixels. Anything else stays what it was in the view, with
-    weights of its own probabilities there (SemiRES, Eq. 9 and 10): it does not go through the canonical frame.
+    weights of its own probabilities there (SemiRES, Eq. 9 and 10): it does not go through the canonical frame. One that
+    the refiner drops is not to be learnt.
 
     Args:
         logits: [H, W] of object against background, at the size of the view.
