@@ -103,6 +103,13 @@ def parse_strategies(texts: Sequence[str]) -> dict[str, dict[str, Any]]:
         name, _, options = text.partition(":")
         settings = parse_options(options.split(",")) if options else {}
         refuse_unknown_settings(name, **settings)
+        if "unmatched" in settings:
+            raise ConfigError(
+                "counts are of what a match changes; what becomes of the others is not counted",
+                where="--strategy",
+                got=text,
+                fix="leave unmatched out: pseudo-label with model.refiner.unmatched tells how many are dropped",
+            )
         if name == "points" or text in found:
             raise ConfigError(
                 "a strategy that cannot be counted",

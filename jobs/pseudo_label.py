@@ -284,8 +284,10 @@ def _run(jobs: Sequence[ShardJob], plan: Plan, ray_address: str) -> None:
 
 
 def _preview(plan: Plan, *, replaced: Collection[str] = ()) -> Work:
-    size = plan.settings.images_per_shard
-    return preview(plan.folder, plan.identity, plan.images, images_per_shard=size, replaced=replaced)
+    size, retries = plan.settings.images_per_shard, plan.settings.retry_quarantined
+    return preview(
+        plan.folder, plan.identity, plan.images, images_per_shard=size, retry_quarantined=retries, replaced=replaced
+    )
 
 
 def _print_dry_run(plan: Plan, work: Work, *, overwrite: bool) -> None:

@@ -1,7 +1,7 @@
 """Guided Distillation on nuclei: the labels-only teacher, burn-in and EMA, without SAM and without ARP.
 
-Claim: the baseline that S4M builds on, with the filter of nuclei_points and a student that starts anew. Cost: three
-times nuclei_points.
+Claim: the baseline that S4M builds on, with the filter of nuclei_points and a student that starts anew. Cost: twice the
+steps of nuclei_points, each without SAM.
 
     s4m-pipeline train-student configs/student/nuclei_guided.py --cfg-options root=DIR \
         --cfg-options image_root=IMAGES

@@ -27,7 +27,7 @@ init_skip = "cls_embed|query_embed|query_feat"
 """The start has 20 queries of its own."""
 num_classes = 1
 num_queries = 40
-"""More than the objects of any image."""
+"""More than the objects of any tile; whole images need more, and the teacher then longer."""
 
 crops = [
     dict(type=RandomCrop, crop_size=(256, 256), crop_type="absolute", allow_negative_crop=True),

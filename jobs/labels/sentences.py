@@ -166,6 +166,8 @@ def quality(rows: Iterable[PseudoLabel], dataset: ReferDataset) -> dict[str, Any
     """oIoU and mIoU before and after refinement, and the counts of SemiRES' Figure 6; None without ground truth.
 
     Sentences that mean nothing have no object to come nearer to: ``num_without_object`` counts them, no figure does.
+    Answers that were dropped (``num_dropped``) are empty in ``after``; corrections, which are about what a match
+    changes, count them as not corrected, with the teacher's IoU.
     """
     if dataset.settings.shown_truth == "none":
         return None
@@ -187,5 +189,6 @@ def quality(rows: Iterable[PseudoLabel], dataset: ReferDataset) -> dict[str, Any
         "before": figures_of(scores["network"]).named(),
         "after": figures_of(scores["refined"]).named(),
         "corrections": count_corrections(before, after, outcomes).as_dict(),  # type: ignore[arg-type]
+        "num_dropped": outcomes.count("dropped"),
         "num_without_object": num_without_object,
     }

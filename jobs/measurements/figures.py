@@ -28,7 +28,7 @@ from pipeline.data.coco import CocoSet
 from pipeline.data.coco_entries import CocoImage
 from pipeline.data.instance_dataset import InstanceDataset
 from pipeline.data.photometric import strong_view
-from pipeline.errors import CheckpointError, PipelineError
+from pipeline.errors import CheckpointError, InputError, PipelineError
 from pipeline.masks.overlap import pairwise_iou
 from pipeline.models.image_panels import heat_in_view, marked, shrunk
 from pipeline.models.semi_student import make_refiner
@@ -120,6 +120,12 @@ def _similarity_rows(runs: Runs, sam: SamBackend, count: int) -> list[list[Panel
     networks = [(runs.network(run), build_transforms(runs.config(run))) for run in (BASELINE, DISTILLED)]
     rows = []
     with_objects = [k for k, image in enumerate(dataset.coco.images) if _shows_an_object(dataset.coco, image)]
+    if not with_objects:
+        raise InputError(
+            "no unlabelled image shows an annotated object that is large enough for figure 7",
+            where=dataset.coco.image_root,
+            expected=f"an object of {_LEAST_SHARE:.0%} of its image",
+        )
     for place in np.linspace(0, len(with_objects) - 1, count).round().astype(int):
         record = dataset.record(with_objects[place])
         image, objects = record["img"], record["gt_masks"].masks.astype(bool)

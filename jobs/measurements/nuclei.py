@@ -4,18 +4,20 @@
 
 Made for the nuclei of the Data Science Bowl 2018. A quarter of the images, drawn once, is kept for the evaluation; of
 the others ``percent`` are labelled, drawn for each seed. All images are cut into tiles of about 128 pixels, and these
-doubled: a nucleus of 20 pixels then fills ten cells of a mask at stride 4 instead of five, and no tile holds more
-objects than the network has queries. What a tile's border cuts counts as an object on both sides. Like ``ablate`` it
-goes on where it was stopped.
+doubled: a nucleus of 20 pixels then fills ten cells of a mask at stride 4 instead of five, and a tile holds few of
+them; one with more objects than the network has queries is refused. What a tile's border cuts counts as an object on
+both sides. Like ``ablate`` it goes on where it was stopped.
 """
 
 import argparse
+import json
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,12 +28,13 @@ from jobs.ablate import run_study
 from jobs.ablation.plan import CONFIGS, Study
 from jobs.ablation.tables import AP, Cell, Part, Table
 from jobs.demo import Size
+from jobs.networks import open_config
 from jobs.progress import Progress
-from pipeline.data.coco import CocoSet, load_coco, make_coco, subset, write_coco
+from pipeline.data.coco import CocoSet, load_coco, make_coco, subset, write_coco, write_json
 from pipeline.data.coco_entries import Annotation, CocoImage
+from pipeline.data.instance_dataset import image_record
 from pipeline.data.splits import draw_split, save_split, split_of
 from pipeline.errors import InputError, PipelineError
-from pipeline.images import read_image
 from pipeline.masks import rle
 
 TILE, SCALE, MIN_PIXELS = 128, 2, 16
@@ -116,6 +119,15 @@ class NucleiStudy(Study):
         return [f"root={self.scenes}", f"image_root={self.scenes / 'images'}", f"split_file={self.split(seed)}"]
 
 
+class Shown(NamedTuple):
+    """What a tile shows of an object."""
+
+    category_id: int
+    iscrowd: bool
+    mask: NDArray[np.bool_]
+    """[H, W], magnified."""
+
+
 @dataclass(frozen=True)
 class Tile:
     """A part of an image and what it shows of the objects."""
@@ -125,26 +137,28 @@ class Tile:
     column: int
     pixels: NDArray[np.uint8]
     """[H, W, 3] RGB, magnified."""
-    objects: tuple[tuple[int, NDArray[np.bool_]], ...]
-    """Category and mask [H, W], magnified."""
+    objects: tuple[Shown, ...]
 
 
 def tiles_of(coco: CocoSet, image: CocoImage) -> Iterator[Tile]:
     """Cut an image into equal parts as near to ``TILE`` pixels as can be, row by row, and magnify them.
 
     Raises:
-        ImageError: the image cannot be read.
+        InputError: the image cannot be read, or has another size than the annotation file says.
     """
-    pixels = read_image(coco.path_of(image))
-    masks = [(entry.category_id, rle.decode(entry.rle)) for entry in coco.annotations[image.image_id]]
+    pixels = image_record(coco, image)["img"]
+    entries = [(entry, rle.decode(entry.rle)) for entry in coco.annotations[image.image_id]]
     rows, columns = (_cuts(side) for side in pixels.shape[:2])
     for i, (top, bottom) in enumerate(pairwise(rows)):
         for j, (left, right) in enumerate(pairwise(columns)):
             part = np.s_[top:bottom, left:right]
-            shown = [(category, mask[part]) for category, mask in masks if mask[part].sum() >= MIN_PIXELS]
             size = (SCALE * (right - left), SCALE * (bottom - top))
             larger = np.asarray(Image.fromarray(pixels[part]).resize(size, Image.Resampling.BICUBIC))
-            objects = tuple((category, mask.repeat(SCALE, 0).repeat(SCALE, 1)) for category, mask in shown)
+            objects = tuple(
+                Shown(entry.category_id, entry.iscrowd, mask[part].repeat(SCALE, 0).repeat(SCALE, 1))
+                for entry, mask in entries
+                if mask[part].sum() >= MIN_PIXELS
+            )
             yield Tile(image.image_id, i, j, larger, objects)
 
 
@@ -156,10 +170,10 @@ def _cuts(side: int) -> list[int]:
 def write_tiles(coco: CocoSet, evaluated: Sequence[int], out: Path) -> None:
     """Cut all images; write ``out``/images, train.json and val.json, and tiles.tsv: which tile is of which image.
 
-    What is there complete is left as it is.
+    What is there complete is left as it is: :func:`claim` sees to it that it is of these images.
 
     Raises:
-        ImageError: an image cannot be read.
+        InputError: an image cannot be read, or has another size than the annotation file says.
     """
     if (out / "tiles.tsv").is_file():
         return
@@ -177,11 +191,11 @@ def write_tiles(coco: CocoSet, evaluated: Sequence[int], out: Path) -> None:
                 height, width = tile.pixels.shape[:2]
                 images.append(CocoImage(len(images) + 1, name, height, width))
                 sources.append(tile.image_id)
-                for category, mask in tile.objects:
+                for category, iscrowd, mask in tile.objects:
                     code = rle.encode(mask)
                     box, area = rle.bbox_xywh(code), float(rle.area(code))
-                    entry = Annotation(len(annotations) + 1, images[-1].image_id, category, code, area, box, False)
-                    annotations.append(entry)
+                    number = len(annotations) + 1
+                    annotations.append(Annotation(number, images[-1].image_id, category, code, area, box, iscrowd))
             bar.advance(1)
     tiles = make_coco(partial / "images", images, coco.categories, annotations)
     held = set(evaluated)
@@ -191,6 +205,49 @@ def write_tiles(coco: CocoSet, evaluated: Sequence[int], out: Path) -> None:
     lines = [f"{tile.image_id}\t{source}" for tile, source in zip(images, sources, strict=True)]
     (partial / "tiles.tsv").write_text("\n".join(lines) + "\n")
     partial.replace(out)
+
+
+def claim(study: NucleiStudy) -> None:
+    """Have the work directory for one data set: no digest of a task tells which images are in its tiles.
+
+    Raises:
+        InputError: its tiles are of another one, or were cut in another way.
+    """
+    path = study.work_dir / "data/source.json"
+    cut = {"tile": TILE, "scale": SCALE, "min_pixels": MIN_PIXELS, "evaluated_percent": EVALUATED_PERCENT}
+    asked = {"fingerprint": study.images.fingerprint, **cut}
+    if not path.is_file():
+        write_json(asked, path)
+    elif json.loads(path.read_bytes()) != asked:
+        raise InputError(
+            "the tiles in this work directory are of other images",
+            where=path,
+            expected=str(asked),
+            got=path.read_text().strip(),
+            fix="choose another --work-dir",
+        )
+
+
+def refuse_full_tiles(study: NucleiStudy) -> None:
+    """Refuse a tile with more objects than the network has queries: it would never find them all.
+
+    Raises:
+        InputError: there is one.
+    """
+    num_queries = open_config(CONFIGS / f"{_SUPERVISED.config}.py", ()).num_queries
+    for part in ("train", "val"):
+        tiles = load_coco(study.scenes / f"{part}.json", study.scenes / "images")
+        fullest = max(tiles.images, key=lambda tile: len(tiles.annotations[tile.image_id]))
+        count = len(tiles.annotations[fullest.image_id])
+        if count > num_queries:
+            raise InputError(
+                "a tile has more objects than the network has queries",
+                where=tiles.path_of(fullest),
+                expected=f"at most {num_queries} (num_queries of configs/{_SUPERVISED.config}.py)",
+                got=count,
+                fix="raise num_queries there, or magnify and cut the images more finely (TILE in "
+                "jobs/measurements/nuclei.py), in another --work-dir",
+            )
 
 
 def prepare(study: Study) -> None:
@@ -203,6 +260,7 @@ def prepare(study: Study) -> None:
     if not isinstance(study, NucleiStudy):
         raise TypeError(f"a NucleiStudy, not a {type(study).__name__}")
     write_tiles(study.images, study.evaluated, study.scenes)
+    refuse_full_tiles(study)
     rows = (line.split("\t") for line in (study.scenes / "tiles.tsv").read_text().splitlines())
     source_of = {int(tile): int(source) for tile, source in rows}
     train = load_coco(study.scenes / "train.json", study.scenes / "images")
@@ -248,6 +306,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             teacher_steps=args.teacher_steps,
             student_steps=args.student_steps,
         )
+        claim(study)
         run_study(study, at_once=args.at_once, prepare=prepare)
     except PipelineError as error:
         sys.exit(str(error))

@@ -24,11 +24,6 @@ _SHOWN = re.compile(r"(<!-- measured: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 _PAPERS = {"s4m": "S⁴M", "semires": "SemiRES"}
 _TABLES: Mapping[str, Table] = {table.name: table for table in (*TABLES, NUCLEI)}
 
-_CAVEATS = {
-    "anew": "Rows III and VI were measured with an earlier structural loss, which counted a view the less, the less of"
-    " its scene it shows.\n",
-}
-
 Measured = Mapping[str, Sequence[Mapping[str, Any]]]
 """Table's name -> its results, smallest share of labels first."""
 
@@ -83,21 +78,22 @@ def page(measured: Measured) -> str:
     for name, results in measured.items():
         table = _TABLES[name]
         parts.append(f"## {_PAPERS[table.paper]}, {_number(name.removeprefix('semires-'))}: {table.title}\n")
-        if name in _CAVEATS:
-            parts.append(_CAVEATS[name])
         for result in results:
             parts.append(_how_made(result) + "\n")
+            if "note" in result:
+                parts.append(result["note"] + "\n")
             parts.append(markdown_table(result) + "\n")
     return "\n".join(parts)
 
 
 def _how_made(result: Mapping[str, Any]) -> str:
-    """Data, steps and the command of one table."""
+    """Data, steps and the command of one table; a ``note`` in its file, written by hand, stands below."""
     name, size, share = result["table"], result["size"], f"{result['size']['percent']:g}"
     options = f"--percent {share} --seeds {len(result['seeds'])}"
     images, command = "scenes", f"s4m-pipeline ablate {name} {options} --budget {result['budget']}"
     if name == NUCLEI.name:
-        images, command = "images", f"python -m jobs.measurements.nuclei COCO_FILE --image-root DIR {options}"
+        steps = f"--teacher-steps {size['teacher_steps']} --student-steps {size['student_steps']}"
+        images, command = "images", f"python -m jobs.measurements.nuclei COCO_FILE --image-root DIR {options} {steps}"
     return (
         f"{share} % of {size['num_train']} {images} labelled, {size['num_val']} to evaluate on; teachers"
         f" {size['teacher_steps']} steps, students {size['student_steps']}: `{command}`"

@@ -165,11 +165,18 @@ def _of_image(
 
 
 def table(named: Mapping[str, Sequence[Sequence[Separation]]]) -> dict[str, dict[str, Any]]:
-    """Name -> figure -> its mean over objects that have it, one for each run of that name, and how many objects."""
-    fields = tuple(Separation.__dataclass_fields__)
+    """Name -> figure -> its mean over objects that have it, one for each run of that name, and how many objects.
+
+    A figure that no object has is None.
+    """
+
+    def mean(run: Sequence[Separation], figure: str) -> float | None:
+        values = np.array([getattr(one, figure) for one in run])
+        return None if np.isnan(values).all() else float(np.nanmean(values))
+
     return {
         name: {
-            **{f: [float(np.nanmean([getattr(one, f) for one in run])) for run in runs] for f in fields},
+            **{f: [mean(run, f) for run in runs] for f in Separation.__dataclass_fields__},
             "objects": len(runs[0]),
         }
         for name, runs in named.items()
@@ -179,9 +186,12 @@ def table(named: Mapping[str, Sequence[Sequence[Separation]]]) -> dict[str, dict
 def as_markdown(rows: Mapping[str, Mapping[str, Any]]) -> str:
     """The table of a documentation, means and deviations over runs of one name."""
 
-    def cell(values: Sequence[float]) -> str:
-        spread = f" ± {np.std(values, ddof=1):.3f}" if len(values) > 1 else ""
-        return f"{np.mean(values):.3f}{spread}"
+    def cell(values: Sequence[float | None]) -> str:
+        known = [value for value in values if value is not None]
+        if len(known) < len(values):
+            return "-"
+        spread = f" ± {np.std(known, ddof=1):.3f}" if len(known) > 1 else ""
+        return f"{np.mean(known):.3f}{spread}"
 
     heads = {
         "auroc": "object from rest (AUROC)",

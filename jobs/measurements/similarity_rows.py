@@ -55,5 +55,6 @@ def network_rows(
 
 
 def share_of_cells(mask: NDArray[np.bool_], grid_hw: tuple[int, int]) -> NDArray[np.float32]:
-    """How much of every cell a mask [H, W] covers: [gh, gw] in [0, 1]."""
-    return np.asarray(cv2.resize(mask.astype(np.float32), grid_hw[::-1], interpolation=cv2.INTER_AREA), np.float32)
+    """How much of every cell a mask [H, W] covers: [gh, gw] in [0, 1], to four decimals, so that a full one has 1."""
+    share = cv2.resize(mask.astype(np.float32), grid_hw[::-1], interpolation=cv2.INTER_AREA)
+    return np.asarray(np.round(share, 4), np.float32)

@@ -20,7 +20,7 @@ from pipeline.distill.live_sam import LiveSam, LiveSamSettings, Shown, refuse_fe
 from pipeline.distill.self_similarity import View, similarity_rows
 from pipeline.distill.structural_loss import structural_loss
 from pipeline.errors import ConfigError
-from pipeline.models.pseudo_labels import excused
+from pipeline.models.pseudo_labels import lie_on
 
 UNSURE = "unsure_masks"
 """Where a sample's metainfo holds what is neither an object nor background."""
@@ -201,7 +201,7 @@ class WeightedMask2FormerHead(Mask2FormerHead):
             targets = super()._get_targets_single(cls_score.float(), mask_pred.float(), gt_instances, img_meta)
             if UNSURE in img_meta:
                 labels, weights = targets[:2]
-                weights[(labels == self.num_classes) & excused(mask_pred > 0, img_meta[UNSURE])] = 0
+                weights[(labels == self.num_classes) & lie_on(mask_pred > 0, img_meta[UNSURE])] = 0
         return targets
 
     def _loss_by_feat_single(

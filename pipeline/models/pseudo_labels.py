@@ -36,8 +36,9 @@ class PseudoLabelFilter:
     A young Mask2Former puts several sure queries on one object, and a student taught so repeats it.
     """
     unsure_threshold: float | None = None
-    """Queries that become no label but have a class probability above it are no background either: a student that
-    finds something there is not told that it is nothing (see :func:`excused`). None: it is (S4M)."""
+    """Queries that are not sure enough to be labels but have a class probability above it are no background either: a
+    student that finds something where they lie is not told that it is nothing, unless it is a label's place (see
+    :func:`lie_on`). None: it is (S4M)."""
 
     def __post_init__(self) -> None:
         """Refuse a threshold that is no share."""
@@ -70,7 +71,8 @@ class TeacherQueries:
     scores: Tensor
     """[N] class probability."""
     unsure: Tensor | None = None
-    """[M, h, w] bool, masks of those that did not pass and are not to be taken for background."""
+    """[M, h, w] bool, masks of those that did not pass and are not to be taken for background; some may lie on a
+    label's place."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,7 @@ class ViewLabels:
     weights: list[NDArray[np.float32] | None]
     """N loss weights per pixel; None means 1."""
     unsure: Tensor | None = None
-    """[M, h, w] bool at the network's stride: what is neither an object nor background."""
+    """[M, h, w] bool at the network's stride: what is not background, unless it lies on an object that is learnt."""
 
 
 def filter_queries(class_logits: Tensor, mask_logits: Tensor, settings: PseudoLabelFilter) -> TeacherQueries:
@@ -108,16 +110,16 @@ def filter_queries(class_logits: Tensor, mask_logits: Tensor, settings: PseudoLa
         kept = TeacherQueries(kept.logits[first], kept.labels[first], kept.scores[first])
     if settings.unsure_threshold is None:
         return kept
-    likely = (probabilities[:, :-1].max(dim=1).values > settings.unsure_threshold) & is_visible
-    masks = mask_logits[likely] > 0
-    return replace(kept, unsure=masks[~excused(masks, kept.logits > 0)])  # a label's second query is no other object
+    # What is sure enough is a label, or was suppressed as another mask of one.
+    likely = (probabilities[:, :-1].max(dim=1).values > settings.unsure_threshold) & is_visible & ~keep
+    return replace(kept, unsure=mask_logits[likely] > 0)
 
 
-def excused(masks: Tensor, unsure: Tensor) -> Tensor:
-    """Which masks [N, h, w] bool lie on one of the unsure ones [M, h, w], with an IoU of a half or more: [N] bool."""
-    if len(unsure) == 0 or len(masks) == 0:
+def lie_on(masks: Tensor, others: Tensor) -> Tensor:
+    """Which masks [N, h, w] bool have an IoU of a half or more with one of the others [M, h, w]: [N] bool."""
+    if len(others) == 0 or len(masks) == 0:
         return torch.zeros(len(masks), dtype=torch.bool, device=masks.device)
-    shared, union = _overlaps(masks, unsure)
+    shared, union = _overlaps(masks, others)
     return ((shared >= _SAME_PLACE * union) & (shared > 0)).any(dim=1)
 
 

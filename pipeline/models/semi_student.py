@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from mmdet.models.detectors.semi_base import SemiBaseDetector
 from mmdet.structures import DetDataSample
 from mmdet.structures.mask import BitmapMasks
@@ -26,6 +27,7 @@ from pipeline.models.pseudo_labels import (
     TeacherQueries,
     ViewLabels,
     filter_queries,
+    lie_on,
     to_canonical,
     to_view,
 )
@@ -142,7 +144,8 @@ class SemiStudent(SemiBaseDetector):
             found = to_view(refined, masks.labels, view, min_pixels=self.settings.min_pixels)
             labels.append(replace(found, unsure=_unsure(query, refined)))
             if self.settings.watch_quality and "hidden_truth" in sample:
-                # As many pixels as of the refined: leaving small ones out would look like an improvement.
+                # As many pixels as of the refined: leaving small ones out would look like an improvement. Leaving out
+                # what SAM does not bear out is one, of the precision, and recall says what it costs.
                 teacher = to_view(_unrefined(masks), masks.labels, view, min_pixels=self.settings.min_pixels)
                 before += _quality(teacher, sample)
                 after += _quality(labels[-1], sample)
@@ -152,6 +155,8 @@ class SemiStudent(SemiBaseDetector):
             if quality.num_matched:
                 log[f"quality/{name}_sq"] = float(quality.segmentation_quality or 0)
                 log[f"quality/{name}_ca"] = float(quality.class_accuracy or 0)
+                log[f"quality/{name}_precision"] = float(quality.matched_share or 0)
+                log[f"quality/{name}_recall"] = float(quality.found_share or 0)
         return labels, log
 
     def mixed_samples(self, inputs: Tensor, labels: list[ViewLabels], rng: np.random.Generator) -> list[Sample]:
@@ -233,7 +238,8 @@ def _with_targets(
 ) -> DetDataSample:
     """The sample with pseudo-labels as ground truth, in the view's whole canvas.
 
-    The head makes the masks where the labels are, and compares both with outputs on ``device``.
+    Of the ``unsure`` masks [M, h, w] those stay that lie on no label, be it a pasted one: a second query there is told
+    that it is nothing. The head makes the masks where the labels are, and compares both with outputs on ``device``.
     """
     height, width = mixed.image.shape[:2]
     instances = InstanceData(
@@ -246,9 +252,17 @@ def _with_targets(
         instances.pixel_weights = torch.from_numpy(np.stack(full)).to(device)
     target = DetDataSample(metainfo=sample.metainfo)
     if unsure is not None:
-        target.set_metainfo({UNSURE: unsure})
+        learnt = torch.from_numpy(mixed.masks).to(unsure.device)
+        target.set_metainfo({UNSURE: unsure[~lie_on(unsure, _shrunk(learnt, *unsure.shape[-2:]))]})
     target.gt_instances = instances
     return target
+
+
+def _shrunk(masks: Tensor, height: int, width: int) -> Tensor:
+    """Masks [N, H, W] bool on a coarser grid, [N, h, w] bool: the cells that they cover by half or more."""
+    if len(masks) == 0:
+        return masks.new_zeros((0, height, width))
+    return F.adaptive_avg_pool2d(masks[:, None].float(), (height, width))[:, 0] >= 0.5
 
 
 def _unrefined(masks: TeacherMasks) -> Refined:

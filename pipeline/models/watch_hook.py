@@ -18,10 +18,14 @@ from pipeline.models.training_hooks import tell_progress
 _FIRST = 2**30
 """Positions of the unlabelled stream that no training reaches: a stream is a function of its position."""
 _SHOWN = ("quality/", "pseudo/")
+_TOLD = ("_sq", "_ca", "pseudo/per_image")
+"""On the console; TensorBoard has all."""
 
 
 class WatchHook(Hook):
-    """Class accuracy (CA) and mean IoU (SQ) of the teacher's masks and of the refined ones, on a fixed watch set.
+    """CA, SQ, precision and recall of the teacher's masks and of the refined ones, on a fixed watch set.
+
+    CA is the share of right classes and SQ the mean IoU, both of the masks that lie on an object.
 
     The views are those of the unlabelled stream, whose images must carry ground truth, hidden from the losses; without
     any, only the number of pseudo-labels is told. Nothing here touches what is learnt.
@@ -52,7 +56,8 @@ class WatchHook(Hook):
         figures = self.figures(runner)
         for name, value in figures.items():
             runner.visualizer.add_scalar(f"watch/{name}", value, step)
-        tell_progress(runner, f"watch {step}  " + "  ".join(f"{name} {value:.3f}" for name, value in figures.items()))
+        told = (f"{name} {value:.3f}" for name, value in figures.items() if name.endswith(_TOLD))
+        tell_progress(runner, f"watch {step}  " + "  ".join(told))
 
     @torch.no_grad()
     def figures(self, runner: Any) -> Mapping[str, float]:

@@ -64,6 +64,11 @@ def count(world, out, labels="results.json", **options):
     return run(root / labels, store=str(root / "store"), out=Path(out), **{**inputs, **options})
 
 
+def test_what_becomes_of_unmatched_masks_is_not_counted():
+    with pytest.raises(ConfigError, match=r"not counted[\s\S]*cpi_u:unmatched=drop"):
+        parse_strategies(["cpi_u:unmatched=drop"])
+
+
 def test_a_detectors_results_by_several_strategies(world, tmp_path, capsys):
     strategies = ["none", "cpi_u", "cpi_u:under_threshold=1.0", "iom:iou_threshold=0.4,match_resolution=64"]
     report = count(world, tmp_path / "a.json", strategies=strategies)

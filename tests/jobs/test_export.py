@@ -138,10 +138,13 @@ def test_an_earlier_export_is_replaced_only_on_demand(student, options, tmp_path
     assert (tmp_path / CONFIG).read_text() != "old"
 
 
-def test_the_network_is_the_validated_one_unless_named(student, options, exported, tmp_path):
+def test_the_network_is_the_validated_one_unless_named(student, options, exported, tmp_path, monkeypatch):
     export.run(STUDENT, student, tmp_path, cfg_options=options)
     assert (tmp_path / WEIGHTS).read_bytes() == (exported / "student" / WEIGHTS).read_bytes()
     assert (tmp_path / WEIGHTS).read_bytes() != (exported / "teacher" / WEIGHTS).read_bytes()
+    monkeypatch.setattr(export, "validated", lambda _config: "teacher")
+    export.run(STUDENT, student, tmp_path, cfg_options=options, overwrite=True)
+    assert (tmp_path / WEIGHTS).read_bytes() == (exported / "teacher" / WEIGHTS).read_bytes()
 
 
 def test_a_full_disk_names_the_file(tmp_path, monkeypatch):

@@ -13,7 +13,10 @@ from jobs.measurements.figure_pages import outlined, page, save
 from jobs.measurements.figures import Labelled, Runs, arp_figure, label_images, refinement_figure, similarity_figure
 from jobs.measurements.similarity_rows import deepest_point, network_rows
 from jobs.networks import build_transforms
-from pipeline.errors import CheckpointError
+from pipeline.data.coco import make_coco
+from pipeline.data.coco_entries import Annotation, Category, CocoImage
+from pipeline.errors import CheckpointError, InputError
+from pipeline.masks import rle
 from pipeline.refine.interface import TeacherMasks
 
 BLUE = 130, 170, 200
@@ -150,6 +153,22 @@ def test_captions_of_refinement_tell_overlap_with_the_truth(monkeypatch):
     captions = ["2 objects", "2 masks, IoU 1.00", "2 masks, IoU 0.75", "2 masks, IoU 0.11"]
     assert [caption for _, caption in pages[0][0]] == captions
     assert figures._quality(half[:0], each.truth) == "no mask"
+
+
+def test_the_similarity_page_is_of_images_with_an_object_of_one_percent(demo, monkeypatch):
+    """Crowds are no objects; where there is none the page is refused."""
+    image = CocoImage(1, "a.png", 100, 100)
+
+    def of(side, *, iscrowd=False):
+        code = rle.encode(np.pad(np.ones((side, side), bool), (0, 100 - side)))
+        entry = Annotation(1, 1, 1, code, float(side * side), rle.bbox_xywh(code), iscrowd)
+        return make_coco("", [image], [Category(1, "a")], [entry])
+
+    shown = [figures._shows_an_object(coco, image) for coco in (of(10), of(9), of(50, iscrowd=True))]
+    assert shown == [True, False, False]
+    monkeypatch.setattr(figures, "_LEAST_SHARE", 1.1)
+    with pytest.raises(InputError, match="no unlabelled image shows"):
+        similarity_figure([Runs(demo.root)], figures.build_backend("scenes-nano"), images=[2])
 
 
 def test_the_similarity_page_has_a_row_for_each_image(demo, monkeypatch):

@@ -1,6 +1,8 @@
 """The table on real images: tiles hold what the images hold, labels are drawn by image, and what tasks are told."""
 
 import json
+from contextlib import nullcontext
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,10 +10,21 @@ from PIL import Image
 
 from jobs.ablation.plan import Planner
 from jobs.measurements import nuclei
-from jobs.measurements.nuclei import MIN_PIXELS, NUCLEI, SCALE, NucleiStudy, prepare, tiles_of, write_tiles
+from jobs.measurements.nuclei import (
+    MIN_PIXELS,
+    NUCLEI,
+    SCALE,
+    NucleiStudy,
+    claim,
+    prepare,
+    refuse_full_tiles,
+    tiles_of,
+    write_tiles,
+)
 from pipeline.data.coco import load_coco, make_coco, write_coco
 from pipeline.data.coco_entries import Annotation, Category, CocoImage
 from pipeline.data.splits import load_split
+from pipeline.errors import InputError
 from pipeline.masks import rle
 from pipeline.stores.proposal_store import ProposalStore
 
@@ -19,9 +32,9 @@ HEIGHT, WIDTH = 130, 300
 """One row of two tiles."""
 
 
-def annotation(number, image_id, mask):
+def annotation(number, image_id, mask, *, iscrowd=False):
     code = rle.encode(mask)
-    return Annotation(number, image_id, 7, code, float(mask.sum()), rle.bbox_xywh(code), False)
+    return Annotation(number, image_id, 7, code, float(mask.sum()), rle.bbox_xywh(code), iscrowd)
 
 
 def rectangle(top, left, height, width):
@@ -58,13 +71,13 @@ def test_tiles_are_equal_parts_doubled_with_what_they_show_of_the_objects(cells)
     left, right = tiles_of(cells, cells.images[0])
     assert left.pixels.shape == right.pixels.shape == (SCALE * HEIGHT, SCALE * WIDTH // 2, 3)
     assert (left.column, right.column) == (0, 1)
-    assert [int(mask.sum()) for _, mask in left.objects] == [4 * 900, 4 * 20 * 10]  # of the last 6 pixels: too few
-    assert [int(mask.sum()) for _, mask in right.objects] == [4 * 1200, 4 * 20 * 20, 4 * 3 * 48]
+    assert [int(shown.mask.sum()) for shown in left.objects] == [4 * 900, 4 * 20 * 10]  # of the last 6 pixels: too few
+    assert [int(shown.mask.sum()) for shown in right.objects] == [4 * 1200, 4 * 20 * 20, 4 * 3 * 48]
     assert 6 < MIN_PIXELS <= 200
-    assert {category for category, _ in left.objects} == {7}
+    assert {shown.category_id for shown in left.objects} == {7}
     for tile in (left, right):
-        for _, mask in tile.objects:
-            assert tile.pixels[mask].mean() > 180  # the object is where its mask says
+        for shown in tile.objects:
+            assert tile.pixels[shown.mask].mean() > 180  # the object is where its mask says
 
 
 def test_tiles_of_evaluated_images_are_kept_apart_and_written_once(cells, tmp_path):
@@ -77,6 +90,37 @@ def test_tiles_of_evaluated_images_are_kept_apart_and_written_once(cells, tmp_pa
     before = (out / "train.json").stat().st_mtime_ns
     write_tiles(cells, (2, 5), out)
     assert (out / "train.json").stat().st_mtime_ns == before
+
+
+def test_crowds_stay_crowds(cells, tmp_path):
+    entries = [annotation(1, 1, rectangle(10, 10, 30, 30)), annotation(2, 1, rectangle(60, 60, 30, 30), iscrowd=True)]
+    coco = make_coco(cells.image_root, cells.images[:1], cells.categories, entries)
+    write_tiles(coco, (), tmp_path / "tiles")
+    written = json.loads((tmp_path / "tiles/train.json").read_text())["annotations"]
+    assert [entry["iscrowd"] for entry in written] == [0, 1]
+
+
+def test_an_image_of_another_size_is_refused(cells):
+    wrong = make_coco(cells.image_root, [CocoImage(1, "1.png", HEIGHT, WIDTH - 1)], cells.categories, [])
+    with pytest.raises(InputError, match=r"image size differs[\s\S]*1.png"):
+        list(tiles_of(wrong, wrong.images[0]))
+
+
+def test_a_work_directory_is_for_one_data_set(cells, tmp_path):
+    claim(study(cells, tmp_path))
+    claim(study(cells, tmp_path, num_seeds=3, percent=30.0))
+    other = make_coco(cells.image_root, cells.images[:4], cells.categories, [])
+    with pytest.raises(InputError, match=r"other images[\s\S]*another --work-dir"):
+        claim(study(other, tmp_path))
+
+
+def test_tiles_with_more_objects_than_queries_are_refused(cells, tmp_path, monkeypatch):
+    asked = study(cells, tmp_path)
+    write_tiles(cells, (2,), asked.scenes)
+    for most, is_refused in ((3, False), (2, True)):
+        monkeypatch.setattr(nuclei, "open_config", lambda _path, _options, most=most: SimpleNamespace(num_queries=most))
+        with pytest.raises(InputError, match=r"more objects than[\s\S]*at most 2") if is_refused else nullcontext():
+            refuse_full_tiles(asked)
 
 
 def test_an_interrupted_cut_is_begun_again(cells, tmp_path, monkeypatch):

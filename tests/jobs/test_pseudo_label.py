@@ -131,6 +131,18 @@ def test_a_library_refiner_only_gives_masks_of_the_library(root, options, studen
     assert summary["identity"]["sam_name"] == "oracle"
 
 
+def test_dropped_masks_are_rows_without_a_pixel_and_no_results(root, options, student, library, tmp_path):
+    chosen = [*options, f"store={library}", "model.refiner.name=iom", "model.refiner.iou_threshold=0.02"]
+    label(student, tmp_path / "run", [*chosen, "model.refiner.unmatched=drop"])
+    rows, summary = rows_of(tmp_path / "run"), read(tmp_path / "run", "summary.json")
+    dropped = [row for row in rows if row["outcome"] == "dropped"]
+    assert dropped
+    assert all(row["refined_area"] == 0 < row["network_area"] for row in dropped)
+    assert summary["outcomes"]["dropped"] == len(dropped)
+    assert summary["outcomes"]["kept"] == 0
+    assert summary["pseudo_labels"] == summary["outcomes"]["matched"] == len(read(tmp_path / "run", "results.json"))
+
+
 def test_its_results_are_what_evaluate_reads(root, finished, options, tmp_path):
     annotations = root / "scenes" / "annotations" / "train.json"
     chosen = [*options, f"val_annotations={annotations}", "val_part=unlabelled"]
@@ -279,6 +291,10 @@ def test_a_broken_image_is_recorded_and_counted(root, student, unlabelled, train
     assert "pseudo_label.retry_quarantined=True" in out
 
     shutil.copy(root / "scenes" / "images" / victim.file_name, path)
+    for retry, shards in ((False, 0), (True, 1)):
+        again = [*chosen, "pseudo_label.max_broken_share=0.5", f"pseudo_label.retry_quarantined={retry}"]
+        label(student, tmp_path / "run", again, dry_run=True)
+        assert f": {shards} shards to label" in capsys.readouterr().out
     label(student, tmp_path / "run", [*chosen, "pseudo_label.retry_quarantined=True"])
     assert read(tmp_path / "run", "summary.json")["images"]["set_aside"] == 0
 

@@ -11,6 +11,7 @@ import pytest
 from jobs.measurements import similarity
 from jobs.measurements.finished_runs import Run
 from jobs.measurements.similarity import REFERENCE, SAM_ROWS, as_markdown, separation, table
+from jobs.measurements.similarity_rows import share_of_cells
 from pipeline.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]
@@ -74,6 +75,27 @@ def test_seeds_of_one_name_share_a_line_and_missing_figures_are_no_zeros():
     lines = as_markdown(rows).splitlines()
     assert lines[2].startswith("| a | 1.000 ± 0.000 |")
     assert lines[3].startswith("| b | 1.000 |")
+
+
+def test_a_figure_that_no_object_has_is_none():
+    share, others = halves()
+    rows = table({"a": [[separation(share, share, others * 0, share)]]})
+    assert rows["a"]["auroc_objects"] == [None]
+    assert as_markdown(rows).splitlines()[2].startswith("| a | 1.000 | - |")
+
+
+@pytest.mark.parametrize("size_hw", [(480, 640), (427, 640), (258, 260), (192, 192)])
+@pytest.mark.parametrize("grid_hw", [(64, 64), (24, 24)])
+def test_a_cell_that_a_mask_fills_is_full_at_any_size(size_hw, grid_hw):
+    height, _ = size_hw
+    mask = np.zeros(size_hw, bool)
+    mask[: height // 2] = True
+    share = share_of_cells(mask, grid_hw)
+    middle = grid_hw[0] // 2
+    assert (share[: middle - 1] == 1).all()
+    assert (share[middle + 1 :] == 0).all()
+    assert share.mean() == pytest.approx((height // 2) / height, abs=1e-3)
+    assert (share_of_cells(np.ones(size_hw, bool), grid_hw) == 1).all()
 
 
 def test_the_command_measures_sam_and_every_run(demo, tmp_path, monkeypatch, capsys):

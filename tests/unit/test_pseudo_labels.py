@@ -11,8 +11,8 @@ from pipeline.masks.rle import encode
 from pipeline.models.pseudo_labels import (
     PseudoLabelFilter,
     TeacherQueries,
-    excused,
     filter_queries,
+    lie_on,
     mask_nms,
     to_canonical,
     to_view,
@@ -121,10 +121,10 @@ def test_duplicates_stay_unless_asked_and_go_whatever_their_class():
     assert kept.scores.tolist() == pytest.approx([0.9, 0.85])
 
 
-def test_likely_queries_that_are_no_labels_are_unsure_but_for_a_labels_second_one():
+def test_likely_queries_that_are_not_sure_enough_are_unsure():
     classes = class_logits(
         [0.8, 0.1, 0.1],  # a label
-        [0.4, 0.05, 0.55],  # on the same place
+        [0.4, 0.05, 0.55],  # on the same place: see what a student makes of it
         [0.45, 0.05, 0.5],  # likely, though nothing is likelier
         [0.3, 0.3, 0.4],  # its likeliest class is not above the threshold
         [0.05, 0.6, 0.35],  # likely, but too small
@@ -135,17 +135,25 @@ def test_likely_queries_that_are_no_labels_are_unsure_but_for_a_labels_second_on
     assert filter_queries(classes, masks, PseudoLabelFilter()).unsure is None
     kept = filter_queries(classes, masks, PseudoLabelFilter(unsure_threshold=0.3))
     assert kept.labels.tolist() == [0]
-    assert torch.equal(kept.unsure, masks[[2, 5]] > 0)
+    assert torch.equal(kept.unsure, masks[[1, 2, 5]] > 0)
     all_likely = filter_queries(classes, masks, PseudoLabelFilter(unsure_threshold=0.0))
-    assert torch.equal(all_likely.unsure, masks[[2, 3, 5]] > 0)
+    assert torch.equal(all_likely.unsure, masks[[1, 2, 3, 5]] > 0)
 
 
-def test_what_overlaps_by_half_is_excused():
-    unsure = stripes((0, 8), (12, 12))
+def test_what_is_suppressed_as_another_mask_of_a_label_is_not_unsure():
+    classes = class_logits([0.9, 0.05, 0.05], [0.8, 0.1, 0.1])
+    masks = torch.where(stripes((0, 10), (4, 14), width=40), 5.0, -9.0).double()  # IoU 6/14
+    kept = filter_queries(classes, masks, PseudoLabelFilter(nms_iou_threshold=0.3, unsure_threshold=0.3))
+    assert kept.labels.tolist() == [0]
+    assert len(kept.unsure) == 0
+
+
+def test_masks_lie_on_others_that_they_overlap_by_half():
+    others = stripes((0, 8), (12, 12))
     masks = stripes((0, 4), (0, 3), (4, 10), (2, 10), (12, 12))
-    assert excused(masks, unsure).tolist() == [True, False, False, True, False]  # IoU 4/8, 3/8, 4/10, 6/10; empty
-    assert excused(masks, unsure[:0]).tolist() == [False] * 5
-    assert excused(masks[:0], unsure).tolist() == []
+    assert lie_on(masks, others).tolist() == [True, False, False, True, False]  # IoU 4/8, 3/8, 4/10, 6/10; empty
+    assert lie_on(masks, others[:0]).tolist() == [False] * 5
+    assert lie_on(masks[:0], others).tolist() == []
 
 
 @pytest.mark.parametrize("threshold", [-0.1, 0.71])

@@ -251,7 +251,7 @@ def test_the_step_is_the_released_one_written_out(folder, library):
         "refiner/empty": 0,
         "refiner/dropped": 0,
         "pseudo/pwa_share": 0.5,
-        "pseudo/dropped": 0,
+        "pseudo/unconfident": 0,
     }
 
 
@@ -350,7 +350,7 @@ def test_a_label_that_the_library_does_not_bear_out_is_not_learnt_if_asked(folde
 
 def test_the_least_confident_are_dropped(folder):
     model = centred(build(drop_share=0.5, confidence_window=8, jitter=NO_JITTER))
-    learnt = [float(losses_of(model, batch(folder))["pseudo/dropped"]) for _ in range(4)]
+    learnt = [float(losses_of(model, batch(folder))["pseudo/unconfident"]) for _ in range(4)]
     # Two of each step, the same each time: the first step only fills the window.
     assert learnt[0] == 0
     assert learnt[1:] == [1, 1, 1]

@@ -324,6 +324,25 @@ def test_what_sam_does_not_bear_out_and_what_the_teacher_is_unsure_of_are_neithe
         assert torch.equal(target.metainfo["unsure_masks"], masks[[2, 1]])
 
 
+@pytest.mark.parametrize("pasted", [False, True])
+def test_nothing_is_unsure_where_a_label_lies(folder, monkeypatch, pasted):
+    """Neither a second mask of an object that is learnt, nor what a pasted object hides."""
+    model = build_student(arp={"mode": "static"} if pasted else None)
+    place = torch.zeros(3, 16, 16, dtype=torch.bool)
+    place[0, 2:10, 2:10] = place[1, 2:8, 2:10] = place[2, 12:15, 12:15] = True  # IoU of the first two 0.75
+    logits = torch.where(place, 9.0, -9.0)
+    orders = [[0, 1], [2, 0]]  # SAM bears out the first of each
+    queries = [TeacherQueries(logits[order], torch.tensor([1, 2]), torch.tensor([0.9, 0.8])) for order in orders]
+    monkeypatch.setattr(model, "teacher_queries", lambda inputs, given: queries)
+    model.refiner = Dropping()
+    learnt, learn = [], model.student.loss
+    monkeypatch.setattr(model.student, "loss", lambda *given: learnt.append(given) or learn(*given))
+    losses_of(model, batch(folder))
+    first, second = (target.metainfo["unsure_masks"] for target in learnt[1][1])
+    assert len(first) == 0
+    assert torch.equal(second, place[:0] if pasted else place[:1])
+
+
 def test_a_refiner_that_changes_nothing_improves_nothing(folder):
     """Of two masks one has fewer pixels than are learnt, and the wrong class."""
     model = build_student(refiner={"name": "none"})

@@ -100,8 +100,8 @@ class SemiReferStudent(BaseModel):
         rng = np.random.default_rng([self.settings.seed, *self.step_key])
         with torch.autocast(weak.device.type, enabled=False):  # only what is learnt is in half precision
             labels, log = self.refined_labels(self.teacher_logits(weak, unlabelled), unlabelled, rng)
-        learnt, dropped = self._learnt(labels)
-        log["pseudo/dropped"] = float(dropped)
+        learnt, unconfident = self._learnt(labels)
+        log["pseudo/unconfident"] = float(unconfident)
         strong = self.strong_inputs(weak, unlabelled, torch.Generator().manual_seed(int(rng.integers(2**63))))
         outputs = self._outputs(inputs["sup"], strong, data_samples)
         losses = self.labelled_losses(outputs[0], data_samples["sup"], weak)
@@ -193,7 +193,7 @@ class SemiReferStudent(BaseModel):
         return output.select(slice(None, len(labelled))), output.select(slice(len(labelled), None))
 
     def _learnt(self, labels: Sequence[ReferLabel]) -> tuple[Tensor, int]:
-        """Which labels are learnt [B] bool, and how many were dropped as the least confident."""
+        """Which labels are learnt [B] bool, and how many are not, as the least confident."""
         sure = [
             self.confidence is None or label.confidence is None or self.confidence.keeps(label.confidence)
             for label in labels
