@@ -238,7 +238,10 @@ def test_hidden_ground_truth_is_measured_and_not_learnt(folder):
     for name, value in without.items():
         assert torch.equal(value, with_truth[name]), name
         assert torch.equal(value, other[name]), name
-    assert set(other) - set(without) == {f"quality/{a}_{b}" for a in ("teacher", "refined") for b in ("sq", "ca")}
+    figures = ("sq", "ca", "precision", "recall")
+    assert set(other) - set(without) == {
+        f"quality/{which}_{name}" for which in ("teacher", "refined") for name in figures
+    }
     assert 0.5 < float(other["quality/teacher_sq"]) < 1
 
 
@@ -286,6 +289,7 @@ def test_quality_is_told_before_and_after_refinement(folder):
     _, log = model.refined_labels(queries, samples, np.random.default_rng(0))
     assert log["quality/teacher_sq"] == pytest.approx(0.75, abs=0.02)
     assert log["quality/refined_sq"] == 1.0
+    assert log["quality/teacher_precision"] == log["quality/refined_recall"] == 1.0
     for sample in samples:
         sample.hidden_truth = InstanceData(labels=torch.tensor([2]), masks=torch.from_numpy(truth[None]))
     _, log = model.refined_labels(queries, samples, np.random.default_rng(0))
