@@ -1,15 +1,16 @@
 """The pictures of S4M that show what it does, made of the runs of a finished demo: its figures 7, 4 and A.4.
 
-    python -m jobs.measurements.figures demo docs/pictures [--also OTHER_RUNS]
+    python -m jobs.measurements.figures demo docs/pictures [--also NAME=RUN_DIR ...]
 
-A folder of runs holds ``teacher_supervised``, ``teacher_structural``, ``student_points`` and ``student_cpi_u``; their
-``resolved_config.py`` say where images and store are, so the command is given where the runs were made. Images are not
-chosen by eye: see the functions.
+A demo holds the runs ``teacher_supervised``, ``teacher_structural``, ``student_points`` and ``student_cpi_u``; of runs
+on other images, such as those of ``jobs.measurements.nuclei``, each is named: ``teacher_supervised=RUN_DIR`` and so on.
+Their ``resolved_config.py`` say where images and store are, so the command is given where the runs were made. Images
+are not chosen by eye: see the functions.
 """
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from pipeline.data.coco import CocoSet
 from pipeline.data.coco_entries import CocoImage
 from pipeline.data.instance_dataset import InstanceDataset
 from pipeline.data.photometric import strong_view
-from pipeline.errors import CheckpointError, InputError, PipelineError
+from pipeline.errors import CheckpointError, ConfigError, InputError, PipelineError
 from pipeline.masks.overlap import pairwise_iou
 from pipeline.models.image_panels import heat_in_view, marked, shrunk
 from pipeline.models.semi_student import make_refiner
@@ -39,6 +40,7 @@ from pipeline.sam.sam2_backend import build_backend
 
 BASELINE, DISTILLED = "teacher_supervised", "teacher_structural"
 REFINERS = {"points": "student_points", "CPI-U": "student_cpi_u"}
+NAMES = (BASELINE, DISTILLED, *REFINERS.values())
 SIDE = 272
 """Longest side of a panel with masks, in pixels."""
 _LOOKED_AT = 30
@@ -48,15 +50,33 @@ _LEAST_SHARE = 0.01
 
 
 class Runs:
-    """Networks, images and refiners of a folder of runs."""
+    """Networks, images and refiners of the four runs that the pictures are made of."""
 
-    def __init__(self, folder: Path) -> None:
-        """Name the folder; networks are loaded when they are asked for."""
-        self.folder = folder
+    def __init__(self, folders: Mapping[str, Path]) -> None:
+        """Name -> run directory; networks are loaded when they are asked for."""
+        self.folders = folders
+
+    @classmethod
+    def of_demo(cls, folder: Path) -> "Runs":
+        """Those of a demo, each in a folder of its name."""
+        return cls({name: folder / name for name in NAMES})
+
+    @classmethod
+    def parse(cls, arguments: Sequence[str]) -> "Runs":
+        """Read ``NAME=RUN_DIR`` of every run.
+
+        Raises:
+            ConfigError: not of this form, another name, or a run that is not named.
+        """
+        folders = {name: Path(folder) for name, _, folder in (argument.partition("=") for argument in arguments)}
+        if set(folders) != set(NAMES) or Path() in folders.values():
+            expected = " ".join(f"{name}=RUN_DIR" for name in NAMES)
+            raise ConfigError("which runs?", where="--also", expected=expected, got=" ".join(arguments))
+        return cls(folders)
 
     def config(self, run: str) -> Any:
         """What a run was made with; raises ConfigError where there is none."""
-        return open_config(self.folder / run / RESOLVED, [])
+        return open_config(self.folders[run] / RESOLVED, [])
 
     def network(self, run: str) -> Any:
         """The last checkpoint of a teacher's run.
@@ -64,9 +84,9 @@ class Runs:
         Raises:
             CheckpointError: it has none.
         """
-        newest = last_checkpoint(self.folder / run)
+        newest = last_checkpoint(self.folders[run])
         if newest is None:
-            raise CheckpointError("a run without a checkpoint", where=self.folder / run, fix="finish it first")
+            raise CheckpointError("a run without a checkpoint", where=self.folders[run], fix="finish it first")
         return load_network(self.config(run), newest)
 
     def unlabelled(self) -> InstanceDataset:
@@ -100,9 +120,9 @@ def similarity_figure(many: Sequence[Runs], sam: SamBackend, *, images: Sequence
     inside the largest object.
 
     Args:
-        many: Folders of runs.
+        many: Runs on different images.
         sam: Whose features are shown.
-        images: How many of each folder.
+        images: How many of each.
     """
     rows = [row for runs, count in zip(many, images, strict=True) for row in _similarity_rows(runs, sam, count)]
     titles = ("image and point", "SAM, encoder", "SAM, decoder", "teacher, labels only", "teacher, distilled")
@@ -244,14 +264,19 @@ def arp_figure(shown: Sequence[Labelled], *, seed: int = 0) -> Pixels:
 def main() -> None:
     """Draw all three."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
-    parser.add_argument("runs", type=Path, metavar="RUN_DIR", help="folder of a finished demo")
+    parser.add_argument("runs", type=Path, metavar="DEMO_DIR", help="folder of a finished demo")
     parser.add_argument("out", type=Path, metavar="OUT_DIR")
-    parser.add_argument("--also", type=Path, metavar="RUN_DIR", help="runs on other images; in figures 7 and 4")
+    parser.add_argument(
+        "--also",
+        nargs="+",
+        metavar="NAME=RUN_DIR",
+        help=f"runs on other images, in figures 7 and 4: {', '.join(NAMES)}",
+    )
     parser.add_argument("--sam", default="scenes-nano")
     args = parser.parse_args()
     torch.set_num_threads(1)
     try:
-        many = [Runs(folder) for folder in (args.runs, args.also) if folder is not None]
+        many = [Runs.of_demo(args.runs), *([Runs.parse(args.also)] if args.also else [])]
         save(similarity_figure(many, build_backend(args.sam), images=(4, 2)[: len(many)]), args.out / "s4m_fig7.png")
         shown = [label_images(runs, 6) for runs in many]
         save(

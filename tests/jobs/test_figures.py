@@ -5,7 +5,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from jobs.measurements import figures
@@ -23,12 +22,7 @@ BLUE = 130, 170, 200
 """Lighter than ink, and no grey: letters have grey edges."""
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def test_a_page_has_titles_above_captions_below_and_a_note():
@@ -81,7 +75,8 @@ def test_the_point_is_the_deepest_and_its_map_is_summed_up():
 
 def test_the_command_draws_all_three(demo, tmp_path, monkeypatch):
     monkeypatch.setattr(figures, "SIDE", 64)
-    monkeypatch.setattr(sys, "argv", ["figures", str(demo.root), str(tmp_path / "out"), "--also", str(demo.root)])
+    also = [f"{name}={demo.root / name}" for name in figures.NAMES]
+    monkeypatch.setattr(sys, "argv", ["figures", str(demo.root), str(tmp_path / "out"), "--also", *also])
     figures.main()
     sizes = {path.name: Image.open(path).size for path in sorted((tmp_path / "out").iterdir())}
     assert set(sizes) == {"s4m_fig4.png", "s4m_fig7.png", "s4m_figA4.png"}
@@ -89,8 +84,15 @@ def test_the_command_draws_all_three(demo, tmp_path, monkeypatch):
     assert sizes["s4m_fig7.png"][1] > 6 * 64  # four and two rows of 64 pixels
 
 
+@pytest.mark.parametrize("also", [["demo"], ["teacher_supervised=a"], [f"{name}=" for name in figures.NAMES]])
+def test_other_runs_are_named_each(also, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["figures", str(tmp_path), str(tmp_path / "out"), "--also", *also])
+    with pytest.raises(SystemExit, match=r"which runs[\s\S]*student_cpi_u=RUN_DIR"):
+        figures.main()
+
+
 def test_what_is_shown_is_what_the_runs_say(demo):
-    runs = Runs(demo.root)
+    runs = Runs.of_demo(demo.root)
     shown = label_images(runs, 2)
     counts = [len(each.teacher) for each in shown]
     assert counts == sorted(counts, reverse=True)
@@ -168,13 +170,13 @@ def test_the_similarity_page_is_of_images_with_an_object_of_one_percent(demo, mo
     assert shown == [True, False, False]
     monkeypatch.setattr(figures, "_LEAST_SHARE", 1.1)
     with pytest.raises(InputError, match="no unlabelled image shows"):
-        similarity_figure([Runs(demo.root)], figures.build_backend("scenes-nano"), images=[2])
+        similarity_figure([Runs.of_demo(demo.root)], figures.build_backend("scenes-nano"), images=[2])
 
 
 def test_the_similarity_page_has_a_row_for_each_image(demo, monkeypatch):
     pages = []
     monkeypatch.setattr(figures, "page", lambda titles, rows, note: pages.append((titles, rows)))
-    similarity_figure([Runs(demo.root)], figures.build_backend("scenes-nano"), images=[2])
+    similarity_figure([Runs.of_demo(demo.root)], figures.build_backend("scenes-nano"), images=[2])
     titles, rows = pages[0]
     assert [len(row) for row in rows] == [len(titles)] * 2
     maps = [picture for picture, _ in rows[0][1:]]

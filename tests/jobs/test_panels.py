@@ -9,13 +9,14 @@ from pipeline.models.panel_hook import LABEL_PANEL
 from tests.jobs.test_training import (  # noqa: F401  (fixtures)
     STUDENT,
     content,
-    one_thread,
     run_training,
     same,
     scenes,
     small_student,
     teacher_run,
 )
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def logged(folder):

@@ -147,7 +147,8 @@ def test_what_a_worker_raises_arrives_as_itself(scenes, tmp_path):
 
 
 @pytest.mark.slow
-def test_one_worker_of_a_cluster_trains_what_this_process_would(scenes, tmp_path):
+def test_one_worker_of_a_cluster_trains_what_this_process_would(scenes, tmp_path, one_thread):
+    """On as many threads: a worker has one for its CPU."""
     teacher = CONFIGS / "teacher/scenes_supervised.py"
     for name, where in (("here", {}), ("there", {"workers": 1, "ray_address": "start"})):
         train_teacher.run(teacher, cfg_options=small_teacher(scenes), work_dir=tmp_path / name, **where)

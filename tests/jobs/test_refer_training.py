@@ -22,12 +22,7 @@ STUDENT = toys.CONFIGS / "student/refer_scenes_cpi_u.py"
 SMALL = ("init_checkpoint=None", "side=64", "log_interval=1", "batch_size=2", "device=cpu")
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

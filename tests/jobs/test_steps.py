@@ -4,7 +4,6 @@ import json
 import sys
 
 import pytest
-import torch
 
 from jobs.bench import steps as bench_steps
 from jobs.bench.run import BENCHES
@@ -15,13 +14,7 @@ from pipeline.models import mask2former, semi_student
 from pipeline.sam.sam2_backend import build_backend
 from tests.jobs.toy_demo import CONFIGS
 
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def small(*streams):

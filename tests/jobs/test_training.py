@@ -35,12 +35,7 @@ TEACHER, STUDENT = CONFIGS / "teacher/scenes_supervised.py", CONFIGS / "student/
 SIZE = 64
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
@@ -602,6 +597,11 @@ def test_half_precision_without_a_gpu_is_refused_with_the_way_out(scenes, tmp_pa
         (TEACHER, ("optim_wrapper.type", "AmpOptimWrapper"), "half precision needs a GPU"),
         (STUDENT, ("model.refiner.device", "cuda"), r"no GPU for SAM[\s\S]*model\.refiner\.device=cpu"),
         (CONFIGS / "ablation/sd_live_teacher.py", ("model.live_sam.device", "cuda:0"), r"model\.live_sam\.device"),
+        (
+            CONFIGS / "ablation/sd_live_teacher.py",
+            ("model.live_sam.precision", "bf16"),
+            r"bf16 is for CUDA[\s\S]*--cfg-options model\.live_sam\.precision=fp32",
+        ),
         (TEACHER, ("device", "cuda"), "no GPU"),
     ],
 )
