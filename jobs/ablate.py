@@ -203,6 +203,7 @@ def _report(
     rows = rows_of(study.table, found)
     path = write_table(study, rows, missing)
     say(f"\n{markdown_table({'rows': rows})}\n")
+    _say_runs(jobs, found)
     say(f"results: {path}; cells: {study.cell_file(jobs[0].cell, 1).parent}; logs: {study.work_dir / 'logs'}")
     sources = {source for row in rows for source in row["sources"]}
     if len(sources) > 1:
@@ -212,6 +213,15 @@ def _report(
         say("the same command runs what is missing, and goes on with what was begun")
         first = next((ended.code for ended in failures if ended.code != NOT_RUN), 1)
         raise SystemExit(first if first > 0 else 6)
+
+
+def _say_runs(jobs: Sequence[Job], found: Collection[tuple[str, int]]) -> None:
+    """The run directory that each figure is of, for the programs that draw or compare networks."""
+    say("run directories, whose networks were evaluated:")
+    for job in jobs:
+        trained = [step.folder for step in job.steps if step.stage != "labels"]
+        if (job.cell.name, job.seed) in found and trained[-1].is_dir():
+            say(f"  {job.cell.label}, seed {job.seed}: {trained[-1]}")
 
 
 def print_plan(study: Study) -> None:

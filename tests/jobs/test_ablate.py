@@ -40,9 +40,9 @@ def study_of(folder, *, table=TOY, num_seeds=1, percent=None):
     return Study(table, "tiny", num_seeds, folder / "work", percent=percent)
 
 
-def run(folder, **changes):
+def run(folder, *, ray_address="local", **changes):
     program = (sys.executable, "-u", str(ROOT / "tests/jobs/toy_trainer.py"), str(folder))
-    ablate.run_study(study_of(folder, **changes), program=program, prepare=lambda _: None)
+    ablate.run_study(study_of(folder, **changes), ray_address=ray_address, program=program, prepare=lambda _: None)
 
 
 def calls(folder):
@@ -155,7 +155,12 @@ def test_a_table_is_run_once(tmp_path, capsys):
     run(tmp_path, num_seeds=2)
     assert sorted(calls(tmp_path)) == ["pseudo-label"] * 2 + ["train-student"] * 4 + ["train-teacher"] * 2
     results = json.loads((tmp_path / "work/s4m_6_34_percent.json").read_text())
-    assert markdown_table(results) in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert markdown_table(results) in said
+    named = dict(re.findall(r"^  (.*, seed \d): (.*)$", said, re.MULTILINE))
+    assert set(named) == {f"{label}, seed {seed}" for label in ("alone", "with labels") for seed in (1, 2)}
+    assert len(set(named.values())) == 4
+    assert all((Path(folder) / "done.json").is_file() and "student" in folder for folder in named.values())
     assert results["missing"] == []
     before = cell_files(tmp_path)
     run(tmp_path, num_seeds=2)
@@ -163,6 +168,19 @@ def test_a_table_is_run_once(tmp_path, capsys):
     assert cell_files(tmp_path) == before
     run(tmp_path, num_seeds=3)
     assert len(calls(tmp_path)) == 12
+
+
+@pytest.mark.slow
+def test_a_cluster_runs_the_same_table_and_a_failed_cell_costs_no_other(tmp_path):
+    failing = tmp_path / "fail_model.arp=None"
+    failing.touch()
+    with pytest.raises(SystemExit):
+        run(tmp_path, ray_address="start")
+    assert set(cell_files(tmp_path)) == {"I_seed1.json"}
+    failing.unlink()
+    run(tmp_path, ray_address="start")
+    assert set(cell_files(tmp_path)) == {"I_seed1.json", "II_seed1.json"}
+    assert calls(tmp_path).count("train-teacher") == 1
 
 
 def test_a_cell_file_says_what_was_run(tmp_path):
