@@ -30,6 +30,7 @@ from pipeline.refine.build import (
     refuse_wrong_precision,
     setting_names,
 )
+from pipeline.refine.interface import check_number
 from pipeline.stores.index import StoreIndex
 from pipeline.stores.target_features import refuse_other_features
 
@@ -183,6 +184,8 @@ def check_settings(config: Any, *, where: str | Path) -> None:
         refuse_unknown_settings(**{key: value for key, value in refiner.items() if key not in SOURCE_SETTINGS})
         if refiner.get("name") == "points":
             refuse_wrong_precision(refiner.get("precision", "fp32"), refiner.get("device", "cpu"))
+            kept = refiner.get("cached_embeddings", 1)
+            check_number("model.refiner.cached_embeddings", kept, low=1, high=float("inf"), whole=True)
         for name, kind in parts.items():
             block = config.model.get(name)
             if block is not None:

@@ -62,6 +62,17 @@ def refuse_missing_gpu(config: Any) -> None:
                 got="torch sees none",
                 fix=f"train on a machine with a GPU, or: --cfg-options {key}.device=cpu (slow)",
             )
+    for key in ("model.live_sam", "model.detector.live_sam"):
+        block = _block(config, key)
+        is_on_gpu = str(block["device"]).startswith("cuda") if block.get("device") else _is_on_gpu(config)
+        if block.get("precision") == "bf16" and not is_on_gpu:
+            raise EnvironmentProblemError(
+                "bf16 is for CUDA devices",
+                where=f"{key}.precision",
+                expected="fp32 on a CPU",
+                got="bf16",
+                fix=f"train on a machine with a GPU, or: --cfg-options {key}.precision=fp32",
+            )
 
 
 def _block(config: Any, key: str) -> Mapping[str, Any]:

@@ -38,7 +38,7 @@ class PointSettings:
     """How SAM is asked and what is accepted. The paper has no gate: both are off by default."""
 
     prompt: PromptKind = "points"
-    """What SAM is asked about an instance: points | point | box | mask (S4M, Table A.2)."""
+    """What SAM is asked about an instance: points | box | mask (S4M, Table A.2)."""
     num_points: int = 3
     """K points per instance, all positive, one prompt per instance; only of ``prompt="points"``."""
     sampling: SamplingRule = "sigmoid_in_mask"

@@ -141,6 +141,12 @@ def test_the_number_format_of_sam_is_checked_before_anything_is_built():
             check_settings(read(f"student/{data}_r50_points", "model.refiner.device=cpu"), where="here")
 
 
+@pytest.mark.parametrize("number", ["0", "2.5", "None"])
+def test_how_many_embeddings_are_kept_is_checked_before_anything_is_built(number):
+    with pytest.raises(ConfigError, match=r"model\.refiner\.cached_embeddings[\s\S]*whole number from 1"):
+        check_settings(read("student/scenes_points", f"model.refiner.cached_embeddings={number}"), where="here")
+
+
 def test_an_override_that_the_file_has_already_used_is_refused():
     with pytest.raises(ConfigError, match="`num_classes` has no effect") as caught:
         read("teacher/scenes_supervised", "num_classes=5")
