@@ -21,7 +21,8 @@ from pipeline.stores.writer import StoreWriter
 from tests.toy_scenes import small_scenes
 
 CONFIGS = Path(__file__).parents[2] / "configs"
-ABLATION = sorted(path for path in (CONFIGS / "ablation").glob("sd_*.py") if path.stem != "sd_encoder_sam")
+ABLATION = sorted(path for path in (CONFIGS / "ablation").glob("*sd_*.py") if path.stem != "sd_encoder_sam")
+FAMILIES = ("", "cityscapes_", "coco_")
 
 
 def read(name, *options):
@@ -49,14 +50,15 @@ def test_there_is_a_config_for_every_cell():
             network.get("distillation", "structural"),
             live.get("features", "store"),
         )
-    assert cells == {
+    table = {
         "sd_encoder_structural": ("encoder", "structural", "encoder"),
         "sd_encoder_feature": ("encoder", "feature", "encoder"),
         "sd_decoder_feature": ("decoder", "feature", "decoder"),
         "sd_live_teacher": ("decoder", "structural", "decoder"),
-        "sd_encoder_teacher": ("decoder", "structural", "store"),
         "sd_student": ("decoder", "structural", "store"),
     }
+    scenes_alone = {"sd_encoder_teacher": ("decoder", "structural", "store")}
+    assert cells == scenes_alone | {family + name: parts for family in FAMILIES for name, parts in table.items()}
 
 
 def test_the_encoders_targets_go_where_their_teacher_reads():

@@ -117,6 +117,27 @@ def test_every_row_fits_its_data(trees, family, name):
         assert f"split_{percent}/" in config.split_file
 
 
+@pytest.mark.parametrize(
+    "name", ["live_teacher", "decoder_feature", "encoder_structural", "encoder_feature", "student"]
+)
+@pytest.mark.parametrize("family", sorted(PERCENTS))
+def test_the_cells_of_tables_4_and_5_fit_their_data(trees, family, name):
+    for percent in PERCENTS[family]:
+        options = [*trees[family], f"percent={percent}"]
+        config = read_training_config(CONFIGS / f"ablation/{family}_sd_{name}.py", options)
+        check_settings(config, where=name)
+        check_inputs(config)
+        assert f"split_{percent}/" in config.split_file
+    stream = "labelled" if name == "student" else "none"
+    (points,) = [step for step in inner(config, stream).pipeline if "Target" in step["type"].__name__]
+    assert (points["num_inside"], points["num_uniform"]) == (64, 64)
+    network = config.model.get("detector", config.model)
+    assert network.structural_weight == 1.0
+    if name != "student":
+        student = read_training_config(CONFIGS / f"student/{family}_r50_points.py", [])
+        assert network.live_sam.name == student.model.refiner.sam == "sam2_hiera_large"
+
+
 def test_a_share_that_was_not_split_is_refused(trees):
     config = read_training_config(CONFIGS / "teacher/cityscapes_r50.py", [*trees["cityscapes"], "percent=7"])
     with pytest.raises(InputError, match=r"(?s)split file not found.*split_7.*s4m-pipeline split") as caught:
@@ -334,6 +355,34 @@ def test_teacher_student_and_mean_teacher_of_cityscapes_train(trees, tmp_path):
         )
         assert read_done(folder)["iterations"] == 2
         assert "refiner/matched" in (folder / "progress.log").read_text()
+
+
+@pytest.mark.slow
+def test_cells_of_tables_4_and_5_of_cityscapes_train(trees, tmp_path):
+    live = {"model.live_sam.name": "scenes-nano", "model.live_sam.precision": "fp32", "model.live_sam.channels": 96}
+    for name, loss in (
+        ("live_teacher", "loss_structural"),
+        ("encoder_structural", "loss_structural"),
+        ("decoder_feature", "loss_feature"),
+        ("encoder_feature", "loss_feature"),
+    ):
+        config = CONFIGS / f"ablation/cityscapes_sd_{name}.py"
+        options = small(trees, "model", ("",), **live)
+        launch(config, stage="teacher", cfg_options=options, work_dir=tmp_path / name)
+        assert loss in (tmp_path / name / "progress.log").read_text()
+    options = {
+        "teacher_checkpoint": tmp_path / "live_teacher",
+        "model.refiner.sam": "scenes-nano",
+        "model.refiner.device": "cpu",
+        "model.refiner.precision": "fp32",
+    }
+    launch(
+        CONFIGS / "ablation/cityscapes_sd_student.py",
+        stage="student",
+        cfg_options=small(trees, "model.detector", ("labelled.", "unlabelled."), **options),
+        work_dir=tmp_path / "student",
+    )
+    assert "sup/loss_structural" in (tmp_path / "student/progress.log").read_text()
 
 
 TEACHER = {
