@@ -88,11 +88,12 @@ def _detections(run: Run, records: Sequence[dict[str, Any]], *, min_score: float
     """mmdet's detections in each record's image."""
     network = load_network(run.config, run.checkpoint, which=validated(run.config))
     ready = build_transforms(run.config)
-    return [_detect(network, ready, each["img"], min_score=min_score) for each in records]
+    return [detect(network, ready, each["img"], min_score=min_score) for each in records]
 
 
 @torch.no_grad()
-def _detect(network: Any, ready: Any, image: Pixels, *, min_score: float) -> Instances:
+def detect(network: Any, ready: Any, image: Pixels, *, min_score: float) -> Instances:
+    """mmdet's detections in an image [H, W, 3] uint8 RGB; those below ``min_score`` and empty masks are left out."""
     batch = network.data_preprocessor({k: [v] for k, v in pack(ready, image, image_id=0).items()}, False)
     (sample,) = network.predict(batch["inputs"], batch["data_samples"])
     found = sample.pred_instances
