@@ -1,15 +1,17 @@
 """Puts the measured tables of docs/results into the pages that show them: README.md and docs/tables.md.
 
-    python -m jobs.measurements.result_tables
+    python -m jobs.measurements.result_tables [WORK_DIR/s4m_6_10_percent.json ...]
 
-In README.md what stands between ``<!-- measured: TABLE -->`` and ``<!-- end -->`` is replaced by that table over all
-shares of labels that were measured; docs/tables.md is written anew, with every figure of every share. ``ablate``, and
-``python -m jobs.measurements.nuclei``, write the files of docs/results into their work directory.
+Tables that are named come into docs/results first: ``ablate``, and ``python -m jobs.measurements.nuclei``, write them
+into their work directory. In README.md what stands between ``<!-- measured: TABLE -->`` and ``<!-- end -->`` is
+replaced by that table over all shares of labels that were measured; docs/tables.md is written anew, with every figure
+of every share.
 """
 
 import argparse
 import json
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -43,6 +45,38 @@ def read_measured(folder: Path) -> Measured:
             )
         found[result["table"]].append(result)
     return {name: sorted(of, key=lambda one: one["size"]["percent"]) for name, of in found.items() if of}
+
+
+def published(path: Path, folder: Path) -> tuple[Path, str]:
+    """A finished table of a work directory as it is kept in ``folder``: without what names places on its machine.
+
+    Returns:
+        Its file there, which is not written, and the content.
+
+    Raises:
+        InputError: no such table, cells of it are missing, or another budget's table is there.
+    """
+    try:
+        result = json.loads(path.read_bytes())
+        table, missing = result["table"], result["missing"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            "not a table of ablate", where=path, expected="WORK_DIR/s4m_*.json or semires_*.json"
+        ) from error
+    if table not in _TABLES:
+        raise InputError("no such table", where=path, expected=", ".join(_TABLES), got=table)
+    if path.name.partition("_")[0] not in _PAPERS:
+        raise InputError("a table keeps its name", where=path, expected="s4m_*.json or semires_*.json", got=path.name)
+    if missing:
+        raise InputError("cells of this table are missing", where=path, got=", ".join(missing), fix="end it: ablate")
+    result["size"]["folder"] = ""
+    result["machine"].pop("command", None)
+    kept = folder / path.name
+    if kept.is_file() and (there := json.loads(kept.read_bytes())["budget"]) != result["budget"]:
+        raise InputError(
+            "another budget's table is there", where=kept, expected=there, got=result["budget"], fix="remove that file"
+        )
+    return kept, json.dumps(result, indent=1) + "\n"
 
 
 def fill(text: str, measured: Measured) -> str:
@@ -109,7 +143,17 @@ def _number(name: str) -> str:
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.parse_args(arguments)
+    parser.add_argument("tables", nargs="*", type=Path, metavar="FILE", help="tables that ablate has finished")
+    args = parser.parse_args(arguments)
+    try:
+        for kept, content in [published(path, ROOT / "docs/results") for path in args.tables]:
+            kept.write_text(content)
+        _write_pages()
+    except InputError as error:
+        sys.exit(str(error))
+
+
+def _write_pages() -> None:
     measured = read_measured(ROOT / "docs/results")
     readme = ROOT / "README.md"
     readme.write_text(fill(readme.read_text(), measured))

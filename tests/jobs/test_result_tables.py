@@ -4,7 +4,8 @@ import pytest
 
 from jobs.ablation.results import markdown_over_shares, rows_of
 from jobs.ablation.tables import Cell, Part, Table
-from jobs.measurements.result_tables import ROOT, fill, page, read_measured
+from jobs.measurements import result_tables
+from jobs.measurements.result_tables import ROOT, fill, main, page, read_measured
 from pipeline.errors import InputError
 
 TOY = Table(
@@ -99,3 +100,54 @@ def test_an_unfinished_table_is_not_shown(tmp_path):
     (tmp_path / "s4m_3_5_percent.json").write_text(json.dumps(FIVE | {"table": "3", "missing": ["I seed 1"]}))
     with pytest.raises(InputError, match="I seed 1"):
         read_measured(tmp_path)
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    """Pages and one measured table, at a place of their own."""
+    root = tmp_path / "project"
+    (root / "docs/results").mkdir(parents=True)
+    (root / "docs/results/s4m_3_10_percent.json").write_text(json.dumps(TEN | {"table": "3"}))
+    (root / "README.md").write_text("<!-- measured: 3 -->\nold\n<!-- end -->\n")
+    monkeypatch.setattr(result_tables, "ROOT", root)
+    return root
+
+
+def test_a_finished_table_is_published_without_places_of_its_machine(project, tmp_path):
+    made = FIVE | {"table": "3", "machine": {"command": ["/home/me/ablate"], "python": "3"}}
+    made["size"] = {**FIVE["size"], "folder": "/home/me"}
+    (tmp_path / "s4m_3_5_percent.json").write_text(json.dumps(made))
+    main([str(tmp_path / "s4m_3_5_percent.json")])
+    kept = project / "docs/results/s4m_3_5_percent.json"
+    assert "/home/me" not in kept.read_text()
+    expected = json.loads(json.dumps(made))
+    del expected["machine"]["command"]
+    expected["size"]["folder"] = ""
+    assert json.loads(kept.read_text()) == expected
+    for page_of in ("README.md", "docs/tables.md"):
+        text = (project / page_of).read_text()
+        assert "25.0" in text or "30.0" in text, page_of
+        assert "old" not in text
+    assert "mask AP, 5 % (1 seed)" in (project / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "told"),
+    [
+        ("s4m_3_5_percent", None, "not a table of ablate"),
+        ("s4m_3_5_percent", "[]", "not a table of ablate"),
+        ("s4m_99_5_percent", json.dumps(FIVE | {"table": "99"}), r"no such table[\s\S]*99"),
+        ("s4m_3_5_percent", json.dumps(FIVE | {"table": "3", "missing": ["I, seed 1"]}), "I, seed 1"),
+        ("mine", json.dumps(FIVE | {"table": "3"}), "keeps its name"),
+        ("s4m_3_10_percent", json.dumps(TEN | {"table": "3", "budget": "full", "machine": {}}), "another budget"),
+    ],
+)
+def test_what_is_no_finished_table_is_not_published_nor_what_comes_with_it(name, content, told, project, tmp_path):
+    good, bad = tmp_path / "s4m_3_1_percent.json", tmp_path / f"{name}.json"
+    good.write_text(json.dumps(FIVE | {"table": "3", "machine": {}}))
+    if content is not None:
+        bad.write_text(content)
+    before = {path: path.read_bytes() for path in project.rglob("*.*")}
+    with pytest.raises(SystemExit, match=told):
+        main([str(good), str(bad)])
+    assert {path: path.read_bytes() for path in project.rglob("*.*")} == before
