@@ -27,6 +27,8 @@ max_iters = 400
 learning_rate = 3e-4
 burn_in = 0
 ema_decay = 0.99
+at_burn_in_end = "copy"
+"""Then the teacher becomes the student, or keeps its weights (``keep``); without a burn-in both are one at first."""
 watch_interval = 100
 """Steps between two looks at the pseudo-labels of 16 fixed views with hidden ground truth; 0: none."""
 teacher_checkpoint = "work_dirs/teacher_nuclei_structural"
@@ -48,4 +50,4 @@ model = dict(
 val_cfg = dict(type=BothNetworksLoop)
 train_dataloader.dataset = dict(type=PairedStream, labelled=labelled_stream, unlabelled=unlabelled_stream)
 custom_hooks.append(dict(type=WatchHook, interval="{watch_interval}"))
-custom_hooks.append(dict(type=BurnInEmaHook, burn_in="{burn_in}", decay="{ema_decay}", at_end="copy"))
+custom_hooks.append(dict(type=BurnInEmaHook, burn_in="{burn_in}", decay="{ema_decay}", at_end="{at_burn_in_end}"))

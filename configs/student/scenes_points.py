@@ -26,7 +26,7 @@ batch_size = 4
 burn_in = 190
 ema_decay = 0.996
 at_burn_in_end = "keep"
-"""As good as a copy in the one seed that was tried; the paper's long runs copy."""
+"""Level with a copy over three seeds (README, table own); the paper's long runs copy."""
 watch_interval = 100
 """Steps between two looks at the pseudo-labels of 16 fixed views with hidden ground truth; 0: none."""
 teacher_checkpoint = "work_dirs/teacher_scenes_structural"
