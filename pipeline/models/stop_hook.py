@@ -13,6 +13,16 @@ from mmengine.hooks import CheckpointHook, Hook
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
+def save_step(runner: Any, step: int) -> Path:
+    """The checkpoint after ``step`` finished steps; written where it is not there yet."""
+    file = Path(runner.work_dir, f"iter_{step}.pth")
+    if not file.exists():
+        for hook in runner.hooks:
+            if isinstance(hook, CheckpointHook):
+                hook._save_checkpoint_with_step(runner, step, meta={"epoch": runner.epoch, "iter": step})
+    return file
+
+
 class StopHook(Hook, AbstractContextManager["StopHook"]):
     """Ends the training after the step in which SIGINT or SIGTERM came, with a checkpoint; the same again at once.
 
@@ -55,10 +65,6 @@ class StopHook(Hook, AbstractContextManager["StopHook"]):
 
     def _stop(self, runner: Any, step: int) -> NoReturn:
         assert self.heard is not None
-        file = Path(runner.work_dir, f"iter_{step}.pth")
-        if not file.exists():
-            for hook in runner.hooks:
-                if isinstance(hook, CheckpointHook):
-                    hook._save_checkpoint_with_step(runner, step, meta={"epoch": runner.epoch, "iter": step})
+        file = save_step(runner, step)
         print(f"{signal.Signals(self.heard).name}: stopped after step {step}; saved {file}", flush=True)
         raise SystemExit(128 + self.heard)

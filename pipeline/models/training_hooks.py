@@ -1,7 +1,7 @@
 """What MMEngine's runner lacks for us: a burn-in teacher, steps that are functions of their number, our AP."""
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,10 +18,10 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from pipeline.data.coco import CocoSet, load_coco, subset
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, PipelineError
 from pipeline.evaluation.coco_ap import mask_ap
 from pipeline.masks import rle
-from pipeline.models.stop_hook import StopHook
+from pipeline.models.stop_hook import StopHook, save_step
 
 AT_BURN_IN_END = ("copy", "keep")
 _SHOWN = ("refiner/", "pseudo/", "quality/")
@@ -216,7 +216,7 @@ class StreamLoop(IterBasedTrainLoop):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.dataloader_iterator = _StreamIterator(self.dataloader)
+        self.dataloader_iterator = _StreamIterator(self.dataloader, before_failure=self._keep_steps)
         self._stop = StopHook()
         for hook in (RepeatedValidationHook(), self._stop):
             self.runner.register_hook(hook)
@@ -226,6 +226,11 @@ class StreamLoop(IterBasedTrainLoop):
         with self._stop:
             model: nn.Module = super().run()
         return model
+
+    def _keep_steps(self) -> None:
+        """Save what was learnt where the next images cannot be had; of several workers one alone cannot."""
+        if self.iter > 0 and not is_distributed():
+            print(f"stopped after step {self.iter}; saved {save_step(self.runner, self.iter)}", flush=True)
 
 
 class RepeatedValidationHook(Hook):
@@ -250,8 +255,9 @@ class RepeatedValidationHook(Hook):
 class _StreamIterator:
     """Iterates a dataloader whose sampler knows ``first_step``."""
 
-    def __init__(self, dataloader: Any) -> None:
+    def __init__(self, dataloader: Any, *, before_failure: Callable[[], None] = lambda: None) -> None:
         self._dataloader = dataloader
+        self._before_failure = before_failure
         self._iterator: Iterator[Any] | None = None
 
     def skip_iter(self, num_steps: int) -> None:
@@ -262,7 +268,11 @@ class _StreamIterator:
     def __next__(self) -> Any:
         if self._iterator is None:
             self._iterator = iter(self._dataloader)
-        return next(self._iterator)
+        try:
+            return next(self._iterator)
+        except PipelineError:
+            self._before_failure()
+            raise
 
 
 class MaskApMetric(BaseMetric):

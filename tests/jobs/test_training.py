@@ -26,7 +26,7 @@ from jobs.training.placeholders import expand
 from jobs.training.run_directory import DONE, PROVENANCE, RESOLVED, held, last_checkpoint, read_done
 from jobs.training.runs import prepare, read_training_config, train
 from jobs.training.starting_weights import initialise, teacher_start
-from pipeline.errors import CheckpointError, ConfigError, EnvironmentProblemError, InputError
+from pipeline.errors import CheckpointError, ConfigError, EnvironmentProblemError, InputError, TooManyQuarantinedError
 from pipeline.models.weights import read_checkpoint, read_weights
 from tests.toy_scenes import small_scenes
 
@@ -495,6 +495,27 @@ def test_a_signal_saves_the_step_it_comes_in(
     assert [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)] == handlers
     scramble()
     run_training(TEACHER, options, tmp_path / "run", resume=True)
+    same(content(tmp_path / "run"), content(teacher_run))
+
+
+def test_images_that_cannot_be_read_any_more_cost_no_step(scenes, teacher_run, tmp_path, monkeypatch, capsys):
+    from pipeline.data.instance_dataset import StreamDataset
+
+    read = StreamDataset.__getitem__
+
+    def fails(self, position):
+        if position >= 6:  # of batches of two
+            raise TooManyQuarantinedError("all broken")
+        return read(self, position)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(StreamDataset, "__getitem__", fails)
+        with pytest.raises(TooManyQuarantinedError):
+            run_training(TEACHER, small(scenes), tmp_path / "run")
+    assert last_checkpoint(tmp_path / "run").name == "iter_3.pth"
+    assert "stopped after step 3; saved" in capsys.readouterr().out
+    scramble()
+    run_training(TEACHER, small(scenes), tmp_path / "run", resume=True)
     same(content(tmp_path / "run"), content(teacher_run))
 
 
