@@ -14,7 +14,10 @@ PipelineError                 exit 1   unexpected (the base; never raised itself
 A message says what is wrong, where, what was expected, what was found, and what to do next.
 """
 
+import re
 from pathlib import Path
+
+_READ_BY_A_WORKER = re.compile(r"Caught \w+ in DataLoader worker process \d+\.\nOriginal Traceback")
 
 
 class PipelineError(Exception):
@@ -31,6 +34,7 @@ class PipelineError(Exception):
         got: object = None,
         fix: str | None = None,
     ) -> None:
+        what = self._in_its_words(what)
         self.what, self.where, self.expected, self.got, self.fix = what, where, expected, got, fix
         lines = [what]
         lines += [f"  where:    {where}"] if where is not None else []
@@ -38,6 +42,13 @@ class PipelineError(Exception):
         lines += [f"  got:      {got}"] if got is not None else []
         lines += [f"  next:     {fix}"] if fix is not None else []
         super().__init__("\n".join(lines))
+
+    @classmethod
+    def _in_its_words(cls, what: str) -> str:
+        """The message alone: torch's DataLoader gives its process's whole traceback, which the message ends, for it."""
+        if not _READ_BY_A_WORKER.match(what):
+            return what
+        return what.rpartition(f"\n{cls.__module__}.{cls.__qualname__}: ")[2].rstrip("\n")
 
     def __reduce__(self) -> tuple[object, ...]:
         """Keep the parts when the error crosses a process boundary."""

@@ -498,7 +498,10 @@ def test_a_signal_saves_the_step_it_comes_in(
     same(content(tmp_path / "run"), content(teacher_run))
 
 
-def test_images_that_cannot_be_read_any_more_cost_no_step(scenes, teacher_run, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_images_that_cannot_be_read_any_more_cost_no_step(
+    scenes, teacher_run, tmp_path, monkeypatch, capsys, num_workers
+):
     from pipeline.data.instance_dataset import StreamDataset
 
     read = StreamDataset.__getitem__
@@ -508,14 +511,15 @@ def test_images_that_cannot_be_read_any_more_cost_no_step(scenes, teacher_run, t
             raise TooManyQuarantinedError("all broken")
         return read(self, position)
 
+    options = small(scenes, **{"train_dataloader.num_workers": num_workers})
     with monkeypatch.context() as patch:
         patch.setattr(StreamDataset, "__getitem__", fails)
-        with pytest.raises(TooManyQuarantinedError):
-            run_training(TEACHER, small(scenes), tmp_path / "run")
+        with pytest.raises(TooManyQuarantinedError, match=r"^all broken$"):
+            run_training(TEACHER, options, tmp_path / "run")
     assert last_checkpoint(tmp_path / "run").name == "iter_3.pth"
     assert "stopped after step 3; saved" in capsys.readouterr().out
     scramble()
-    run_training(TEACHER, small(scenes), tmp_path / "run", resume=True)
+    run_training(TEACHER, options, tmp_path / "run", resume=True)
     same(content(tmp_path / "run"), content(teacher_run))
 
 
