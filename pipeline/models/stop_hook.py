@@ -1,7 +1,9 @@
 """A training that is told to stop saves the step that it is in."""
 
+import os
 import signal
 import threading
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 from types import FrameType
@@ -68,3 +70,28 @@ class StopHook(Hook, AbstractContextManager["StopHook"]):
         file = save_step(runner, step)
         print(f"{signal.Signals(self.heard).name}: stopped after step {step}; saved {file}", flush=True)
         raise SystemExit(128 + self.heard)
+
+
+def begin_reading(also: Callable[[int], None] | None, number: int) -> None:
+    """Start of a DataLoader's process, which leaves it to its parent what becomes of a signal to both of them.
+
+    Ctrl-C in a terminal and the SIGTERM of a scheduler reach the whole group; the step that the parent saves may need
+    a batch of this process, whose end torch would make an error of that step. What the parent alone sends ends it.
+
+    Args:
+        also: What begins it besides, called with ``number``.
+        number: Of the process.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):  # not on macOS
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_end_for, args=(os.getppid(),), daemon=True).start()
+    if also is not None:
+        also(number)
+
+
+def _end_for(parent: int) -> NoReturn:
+    """End this process, without clean-up, once ``parent`` sends SIGTERM."""
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+        pass
+    os._exit(0)

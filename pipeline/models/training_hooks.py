@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from pipeline.data.coco import CocoSet, load_coco, subset
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.evaluation.coco_ap import mask_ap
 from pipeline.masks import rle
-from pipeline.models.stop_hook import StopHook, save_step
+from pipeline.models.stop_hook import StopHook, begin_reading, save_step
 
 AT_BURN_IN_END = ("copy", "keep")
 _SHOWN = ("refiner/", "pseudo/", "quality/")
@@ -200,6 +200,13 @@ class TrainingRunner(Runner):
             broadcast_buffers=False,
             find_unused_parameters=bool(self.cfg.get("find_unused_parameters", False)),
         )
+
+    @staticmethod
+    def build_dataloader(*args: Any, **kwargs: Any) -> Any:
+        """mmengine's, whose processes leave signals to this one."""
+        built = Runner.build_dataloader(*args, **kwargs)
+        built.worker_init_fn = partial(begin_reading, built.worker_init_fn)
+        return built
 
     def build_val_loop(self, loop: Any) -> Any:
         """Build the validation, whose labels are those that are taught, in whatever order its file names them."""

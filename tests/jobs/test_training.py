@@ -2,10 +2,12 @@
 
 import errno
 import json
+import multiprocessing
 import os
 import random
 import shutil
 import signal
+import subprocess
 from pathlib import Path
 from types import FunctionType
 
@@ -452,7 +454,7 @@ def heard():
 
 
 def signalled(monkeypatch, number, *, step=None, in_validation_of=None):
-    """The process gets a signal in this step, or in the validation after it."""
+    """The process and those that read for it get a signal in this step, or in the validation after it."""
     from pipeline.models.training_hooks import MaskApMetric, StepSeedHook
 
     before, process, now = StepSeedHook.before_train_iter, MaskApMetric.process, []
@@ -460,6 +462,10 @@ def signalled(monkeypatch, number, *, step=None, in_validation_of=None):
     def before_step(self, runner, batch_idx, data_batch=None):
         now.append(runner.iter)
         if runner.iter == step:
+            readers = [str(child.pid) for child in multiprocessing.active_children()]
+            assert len(readers) == runner.train_dataloader.num_workers
+            if readers:
+                subprocess.run(["kill", f"-{int(number)}", *readers], check=True)
             os.kill(os.getpid(), number)
         before(self, runner, batch_idx, data_batch)
 
@@ -477,6 +483,7 @@ def signalled(monkeypatch, number, *, step=None, in_validation_of=None):
     [
         (signal.SIGTERM, {"step": 2}, "iter_3.pth", {}),
         (signal.SIGINT, {"step": 0}, "iter_1.pth", {}),
+        (signal.SIGTERM, {"step": 2}, "iter_3.pth", {"train_dataloader.num_workers": 1}),
         (signal.SIGTERM, {"in_validation_of": 1}, "iter_1.pth", {"train_cfg.val_interval": 1}),
         (signal.SIGTERM, {"in_validation_of": 2}, "iter_2.pth", {"train_cfg.val_interval": 2}),
     ],
