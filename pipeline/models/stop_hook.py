@@ -13,6 +13,7 @@ from mmengine.dist import is_distributed
 from mmengine.hooks import CheckpointHook, Hook
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_WATCH_SECONDS = 1.0
 
 
 def save_step(runner: Any, step: int) -> Path:
@@ -76,22 +77,25 @@ def begin_reading(also: Callable[[int], None] | None, number: int) -> None:
     """Start of a DataLoader's process, which leaves it to its parent what becomes of a signal to both of them.
 
     Ctrl-C in a terminal and the SIGTERM of a scheduler reach the whole group; the step that the parent saves may need
-    a batch of this process, whose end torch would make an error of that step. What the parent alone sends ends it.
+    a batch of this process, whose end torch would make an error of that step. SIGTERM from the parent ends it, and so
+    does the parent's own end: torch's loop can wait for ever then, to write what nobody reads.
 
     Args:
         also: What begins it besides, called with ``number``.
         number: Of the process.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if hasattr(signal, "sigwaitinfo"):  # not on macOS
+    if hasattr(signal, "sigtimedwait"):  # not on macOS
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        threading.Thread(target=_end_for, args=(os.getppid(),), daemon=True).start()
+        threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     if also is not None:
         also(number)
 
 
-def _end_for(parent: int) -> NoReturn:
-    """End this process, without clean-up, once ``parent`` sends SIGTERM."""
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
-        pass
+def _end_with(parent: int) -> NoReturn:
+    """End this process, without clean-up, once ``parent`` sends SIGTERM or is gone."""
+    while os.getppid() == parent:
+        told = signal.sigtimedwait({signal.SIGTERM}, _WATCH_SECONDS)
+        if told is not None and told.si_pid == parent:
+            break
     os._exit(0)
