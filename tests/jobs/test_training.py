@@ -505,6 +505,18 @@ def test_a_signal_saves_the_step_it_comes_in(
     same(content(tmp_path / "run"), content(teacher_run))
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["cpi_u", "points"])
+def test_reading_processes_change_nothing(demo, teacher_run, tmp_path, name):
+    for num_workers in (0, 2):
+        options = {f"{part}_dataloader.num_workers": num_workers for part in ("train", "val")}
+        if name == "cpi_u":
+            options["store"] = demo.root / "store"
+        settings = small_student(demo.scenes, teacher_run, **options)
+        run_training(CONFIGS / f"student/scenes_{name}.py", settings, tmp_path / f"run_{num_workers}")
+    same(content(tmp_path / "run_0"), content(tmp_path / "run_2"))
+
+
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_images_that_cannot_be_read_any_more_cost_no_step(
     scenes, teacher_run, tmp_path, monkeypatch, capsys, num_workers
