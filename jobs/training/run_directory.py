@@ -23,6 +23,8 @@ from pipeline.errors import InputError
 RESOLVED, PROVENANCE, DONE = "resolved_config.py", "provenance.json", "done.json"
 _NUM_NAMED = 5
 """Settings, or files, that a message names."""
+_OF_READING = ("num_workers", "persistent_workers", "pin_memory", "prefetch_factor")
+"""Settings of data loaders that change no batch."""
 _WRITTEN = re.compile(
     r"resolved_config\.py(\.new\.py)?|provenance\.json|done\.json|progress\.log|last_checkpoint"
     r"|(iter_\d+|best_.*)\.pth|ray|\d{8}_\d{6}|\..*"
@@ -115,7 +117,9 @@ def remove_run(folder: Path) -> None:
 
 
 def refuse_other_settings(config: Any, resolved: Path) -> None:
-    """A run directory holds one run. Where it lies, and how a path is written, make no other of it.
+    """A run directory holds one run.
+
+    Where it lies, how a path is written, and in how many processes images are read make no other of it.
 
     Raises:
         InputError: it was begun with other settings; they are named.
@@ -140,7 +144,7 @@ def refuse_other_settings(config: Any, resolved: Path) -> None:
 
 
 def _is_same(name: str, there: Mapping[str, Any], asked: Mapping[str, Any]) -> bool:
-    if name == "work_dir":
+    if name == "work_dir" or name.rpartition(".")[2] in _OF_READING:
         return True
     if name not in there or name not in asked:
         return False

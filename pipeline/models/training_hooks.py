@@ -18,7 +18,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from pipeline.data.coco import CocoSet, load_coco, subset
-from pipeline.errors import ConfigError, PipelineError
+from pipeline.errors import ConfigError, EnvironmentProblemError, PipelineError
 from pipeline.evaluation.coco_ap import mask_ap
 from pipeline.masks import rle
 from pipeline.models.stop_hook import StopHook, begin_reading, save_step
@@ -229,9 +229,24 @@ class StreamLoop(IterBasedTrainLoop):
             self.runner.register_hook(hook)
 
     def run(self) -> nn.Module:
-        """Train; a signal ends it after the step in which it comes."""
-        with self._stop:
-            model: nn.Module = super().run()
+        """Train; a signal ends it after the step in which it comes.
+
+        Raises:
+            EnvironmentProblemError: a process that reads images was killed.
+            PipelineError: images or stores cannot be read.
+        """
+        try:
+            with self._stop:
+                model: nn.Module = super().run()
+        except RuntimeError as error:
+            if not str(error).startswith("DataLoader worker"):
+                raise
+            raise EnvironmentProblemError(
+                "a process that reads images has ended",
+                got=" ".join(str(error).split()),
+                fix="see the machine's memory, /dev/shm too; --resume goes on from the last checkpoint, with fewer of "
+                "them at will: --cfg-options train_dataloader.num_workers=0",
+            ) from error
         return model
 
     def _keep_steps(self) -> None:

@@ -505,6 +505,28 @@ def test_a_signal_saves_the_step_it_comes_in(
     same(content(tmp_path / "run"), content(teacher_run))
 
 
+def test_a_reading_process_that_is_killed_is_told_and_a_run_goes_on_without(scenes, teacher_run, tmp_path, monkeypatch):
+    from pipeline.models.training_hooks import StepSeedHook
+
+    before = StepSeedHook.before_train_iter
+
+    def kills(self, runner, batch_idx, data_batch=None):
+        if runner.iter == 2:
+            (reader,) = multiprocessing.active_children()
+            reader.kill()
+            reader.join()
+        before(self, runner, batch_idx, data_batch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(StepSeedHook, "before_train_iter", kills)
+        with pytest.raises(EnvironmentProblemError, match=r"reads images has ended[\s\S]*num_workers=0"):
+            run_training(TEACHER, small(scenes, **{"train_dataloader.num_workers": 1}), tmp_path / "run")
+    assert last_checkpoint(tmp_path / "run").name == "iter_2.pth"
+    scramble()
+    run_training(TEACHER, small(scenes), tmp_path / "run", resume=True)
+    same(content(tmp_path / "run"), content(teacher_run))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["cpi_u", "points"])
 def test_reading_processes_change_nothing(demo, teacher_run, tmp_path, name):
