@@ -1,9 +1,9 @@
 """The student on nuclei, masks refined by SAM from 3 points each, ARP; crops of 256 pixels.
 
-Claim: refined masks of unlabelled images beat unrefined ones, and come up to labels alone (README, real images). Both
-networks start from the structural teacher: a few hundred steps are too few to learn queries twice. Unlike scenes_points
-there is no burn-in, two images of each kind are a batch, and the teacher follows faster (EMA 0.99). Cost: 400 steps,
-about 8 minutes of one core.
+Claim: refined masks of unlabelled images beat unrefined ones by 0.9 to 5.8 mask AP, and as many steps with the labels
+alone by 0.1 to 5.4 (three seeds; README, real images). Both networks start from the structural teacher: a few hundred
+steps are too few to learn queries twice. Unlike scenes_points there is no burn-in, two images of each kind are a batch,
+and the teacher follows faster (EMA 0.99). Cost: 400 steps, about 8 minutes of one core.
 
 s4m-pipeline train-student configs/student/nuclei_points.py --cfg-options root=DIR \
     --cfg-options image_root=IMAGES --cfg-options store=STORE
