@@ -1,7 +1,7 @@
 """Nuclei, labels and structural distillation; otherwise as nuclei_supervised.
 
-Claim: SAM's structure helps a teacher of few labels (here by 0.3, 4.9 and 1.4 mask AP in three seeds: README, real images).
-Cost: as nuclei_supervised.
+Claim: SAM's structure helps a teacher of few labels (here by 0.3, 4.9 and 1.4 mask AP in three seeds: README, real
+images). Cost: as nuclei_supervised.
 
 s4m-pipeline precompute-sam configs/sam/nuclei.py --cfg-options images=... (see there)
 s4m-pipeline train-teacher configs/teacher/nuclei_structural.py --cfg-options root=DIR \
