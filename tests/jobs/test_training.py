@@ -2,7 +2,6 @@
 
 import errno
 import json
-import multiprocessing
 import os
 import random
 import shutil
@@ -453,6 +452,11 @@ def heard():
         signal.signal(number, handler)
 
 
+def readers_of(runner):
+    """The processes that read for this run; an earlier test's may still end."""
+    return getattr(runner.train_loop.dataloader_iterator._iterator, "_workers", [])
+
+
 def signalled(monkeypatch, number, *, step=None, in_validation_of=None):
     """The process and those that read for it get a signal in this step, or in the validation after it."""
     from pipeline.models.training_hooks import MaskApMetric, StepSeedHook
@@ -462,7 +466,7 @@ def signalled(monkeypatch, number, *, step=None, in_validation_of=None):
     def before_step(self, runner, batch_idx, data_batch=None):
         now.append(runner.iter)
         if runner.iter == step:
-            readers = [str(child.pid) for child in multiprocessing.active_children()]
+            readers = [str(process.pid) for process in readers_of(runner)]
             assert len(readers) == runner.train_dataloader.num_workers
             if readers:
                 subprocess.run(["kill", f"-{int(number)}", *readers], check=True)
@@ -512,7 +516,7 @@ def test_a_reading_process_that_is_killed_is_told_and_a_run_goes_on_without(scen
 
     def kills(self, runner, batch_idx, data_batch=None):
         if runner.iter == 2:
-            (reader,) = multiprocessing.active_children()
+            (reader,) = readers_of(runner)
             reader.kill()
             reader.join()
         before(self, runner, batch_idx, data_batch)
